@@ -1,0 +1,128 @@
+"""The non-local operation, eq. 1 of the paper, for its four pairwise functions.
+
+    y_i = 1 / C(x) * sum_j f(theta_i, phi_j) g_j
+
+Shape shorthand in this module:
+    N: batch size
+    L: number of query positions i
+    M: number of key positions j (fewer than L where keys are sub-sampled)
+    D: channels of theta and phi
+    E: channels of g
+
+Each kernel is exact and holds at most a tile of the (L, M) matrix f; :func:`affinity` alone returns
+the matrix itself, for the queries it is asked for.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PAIRWISE_FUNCTIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
+
+
+def non_local(pairwise: str, theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+    """The non-local operation (paper, sec. 3.1 and 3.2).
+
+    Args:
+        pairwise: one of :data:`PAIRWISE_FUNCTIONS`.
+        theta: queries (N, L, D). Concatenation: the scalars w_theta^T theta(x_i), so D = 1.
+        phi: keys (N, M, D). Concatenation: the scalars w_phi^T phi(x_j), so D = 1.
+        g: values (N, M, E).
+        scale: factor on the logits of the two exponential forms; the other forms ignore it.
+
+    Returns:
+        y, of shape (N, L, E) and of g's dtype.
+    """
+    if pairwise == "dot_product":
+        return dot_product(theta, phi, g)
+    if pairwise == "concatenation":
+        return concatenation(theta, phi, g)
+    return softmax(theta, phi, g, scale)
+
+
+def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+    """Gaussian and embedded Gaussian: f = exp(scale * theta_i^T phi_j), C(x) = sum_j f (eq. 2, 3).
+
+    Linear memory: the operands are brought to the one form in which PyTorch's fused kernels take
+    them on CPU and CUDA alike (a contiguous last dimension, one head dimension for all three, a
+    multiple of 8). In any other form PyTorch silently builds the full (L, M) matrix.
+    """
+    channels = max(theta.shape[-1], g.shape[-1])
+    channels = (channels + 7) // 8 * 8
+    # Zero channels add nothing to a logit, and those of y are cut off again.
+    y = F.scaled_dot_product_attention(
+        _pad_channels(theta, channels).unsqueeze(1),
+        _pad_channels(phi, channels).unsqueeze(1),
+        _pad_channels(g, channels).unsqueeze(1),
+        scale=scale,
+    )
+    return y.squeeze(1)[..., : g.shape[-1]]
+
+
+def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+    """Dot product: f = theta_i^T phi_j, C(x) = M (eq. 4).
+
+    No non-linearity stands between the two products, so they are taken in the cheaper order:
+    theta (phi^T g), or (theta phi^T) g on maps with fewer positions than channels, whose (L, M)
+    matrix is then smaller than the operands.
+    """
+    num_queries, num_keys = theta.shape[1], phi.shape[1]
+    g = g / num_keys  # first, so that sums over positions stay in half precision's range
+    if _sizes_are_symbolic():
+        small_map = False  # a choice by size would not hold for the other sizes
+    else:
+        channels = theta.shape[-1] * g.shape[-1]
+        small_map = num_queries * num_keys * (theta.shape[-1] + g.shape[-1]) < channels * (
+            num_queries + num_keys
+        )
+    if small_map:
+        return torch.bmm(torch.bmm(theta, phi.transpose(1, 2)), g)
+    return torch.bmm(theta, torch.bmm(phi.transpose(1, 2), g))
+
+
+def concatenation(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+    """Concatenation: f = ReLU(theta_i + phi_j) with scalars theta_i, phi_j, C(x) = M (eq. 5).
+
+    f is linear in theta_i and phi_j over the keys with phi_j > -theta_i and zero elsewhere, so
+    with keys sorted by falling phi_j each y_i reads two prefix sums:
+
+        y_i = 1 / M * (theta_i * sum_{j < k_i} g_j + sum_{j < k_i} phi_j g_j)
+
+    where k_i counts the keys with phi_j > -theta_i. O((L + M) log M + (L + M) E) work, exact.
+    """
+    dtype = g.dtype
+    # Prefix sums over thousands of positions need more than half precision.
+    if dtype != torch.float64:
+        theta, phi, g = theta.float(), phi.float(), g.float()
+    negative_phi, order = torch.sort(-phi.squeeze(-1), dim=1)  # (N, M) rising, so phi is falling
+    g = g.gather(1, order.unsqueeze(-1).expand_as(g)) / phi.shape[1]
+    terms = torch.cat([g, -negative_phi.unsqueeze(-1) * g], dim=-1)  # (N, M, 2E)
+    prefix_sums = F.pad(terms.cumsum(dim=1), [0, 0, 1, 0])  # (N, M + 1, 2E), entry k sums k keys
+    counts = torch.searchsorted(negative_phi.detach(), theta.detach().squeeze(-1))  # (N, L)
+    sums = prefix_sums.gather(1, counts.unsqueeze(-1).expand(-1, -1, terms.shape[-1]))
+    sum_g, sum_phi_g = sums.chunk(2, dim=-1)  # (N, L, E) each
+    return (theta * sum_g + sum_phi_g).to(dtype)
+
+
+def affinity(pairwise: str, theta: Tensor, phi: Tensor, scale: float) -> Tensor:
+    """The matrix f(theta_i, phi_j) / C(x), (N, L, M), that :func:`non_local` never holds."""
+    if pairwise == "concatenation":
+        return F.relu(theta + phi.transpose(1, 2)) / phi.shape[1]
+    logits = torch.bmm(theta, phi.transpose(1, 2))
+    if pairwise == "dot_product":
+        return logits / phi.shape[1]
+    return torch.softmax(logits * scale, dim=-1)
+
+
+def _pad_channels(x: Tensor, channels: int) -> Tensor:
+    """x (N, L, D) with zeros up to (N, L, channels), its last dimension contiguous."""
+    if x.shape[-1] != channels:
+        return F.pad(x, [0, channels - x.shape[-1]])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _sizes_are_symbolic() -> bool:
+    """Whether the code is being recorded for sizes other than those of the example input."""
+    if torch.jit.is_scripting():
+        return False
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()

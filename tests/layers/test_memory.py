@@ -1,0 +1,61 @@
+"""No kernel may hold the matrix of all pairs of positions."""
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+HEIGHT, WIDTH, CHANNELS = 50, 84, 64
+NUM_POSITIONS = HEIGHT * WIDTH
+MATRIX_BYTES = NUM_POSITIONS**2 * 4  # 70.6 MB, all pairs in single precision
+
+
+def peak_bytes(run) -> int:
+    """The most memory that was allocated at once while running, above what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    total = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak
+
+
+def step(block: NonLocalBlock, x: torch.Tensor, training: bool) -> None:
+    x = x.clone().requires_grad_(training)
+    with torch.set_grad_enabled(training):
+        y = block(x)
+        if training:
+            y.sum().backward()
+
+
+def test_the_measure_sees_a_full_matrix():
+    block = NonLocalBlock(CHANNELS, sub_sample=False)
+    x = torch.randn(1, CHANNELS, HEIGHT, WIDTH)
+    assert peak_bytes(lambda: block.affinity(x)) >= MATRIX_BYTES
+
+
+@pytest.mark.parametrize("pairwise", PAIRWISE_FUNCTIONS)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_peak_memory_is_a_few_maps(pairwise, training, channels_last):
+    block = NonLocalBlock(CHANNELS, pairwise=pairwise, sub_sample=False, zero_init=False)
+    x = torch.randn(1, CHANNELS, HEIGHT, WIDTH)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    peak = peak_bytes(lambda: step(block, x, training))
+    assert peak < MATRIX_BYTES / 4
+    # In maps of the input's size; the rest of the allowance is the kernels' own bounded tiles.
+    assert peak < (20 if training else 8) * x.nbytes + 4e6
+
+
+def test_peak_memory_of_the_res4_of_r50():
+    """1024 channels at 800x1333 pixels: the Gaussian's operands differ in width there."""
+    x = torch.randn(1, 1024, HEIGHT, WIDTH)
+    for pairwise in ("gaussian", "embedded_gaussian"):
+        block = NonLocalBlock(1024, pairwise=pairwise, sub_sample=False)
+        assert peak_bytes(lambda block=block: step(block, x, False)) < 7 * x.nbytes
