@@ -1,0 +1,45 @@
+"""The configuration keys that nl_detectron adds to Detectron2's."""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+
+
+def add_non_local_config(cfg: CfgNode) -> None:
+    """Adds ``MODEL.NON_LOCAL`` and ``SOLVER.OPTIMIZER`` to a Detectron2 config, in place."""
+    cfg.MODEL.NON_LOCAL = CfgNode()
+    node = cfg.MODEL.NON_LOCAL
+
+    # The residual blocks of the ResNet after each of which a non-local block goes, "stage.index",
+    # negative indices from the stage's end. The default is the paper's for COCO: right before the
+    # last residual block of res4. Read by the build_non_local_* backbones only.
+    node.AFTER = ["res4.-2"]
+    # The convolutions of the keypoint head, counted from 1, after each of which a non-local block
+    # goes. The default is the paper's "+4 in head". Read by NonLocalKeypointHead only.
+    node.KEYPOINT_HEAD_AFTER = [2, 4, 6, 8]
+    # "embedded_gaussian", "gaussian", "dot_product" or "concatenation" (paper, sec. 3.2)
+    node.PAIRWISE = "embedded_gaussian"
+    # Channels inside the block, as a fraction of the map's channels
+    node.INNER_RATIO = 0.5
+    # Max-pool phi and g by 2 in height and width, which quarters the pairwise computation
+    node.SUB_SAMPLE = True
+    # Multiply the logits of the (embedded) Gaussian by channels ** -0.5
+    node.USE_SCALE = True
+    # Normalization after the block's last convolution, apart from RESNETS.NORM: "" (none), "BN",
+    # "SyncBN", "GN", ... "FrozenBN" is refused: its zero start could never be left.
+    node.NORM = ""
+
+    # "SGD", as Detectron2 trains, or "AdamW", which trains small models from scratch faster
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
+
+def non_local_options(cfg: CfgNode) -> dict[str, Any]:
+    """``MODEL.NON_LOCAL`` as the keyword arguments that shape a block, placement aside."""
+    node = cfg.MODEL.NON_LOCAL
+    return {
+        "pairwise": node.PAIRWISE,
+        "inner_ratio": node.INNER_RATIO,
+        "sub_sample": node.SUB_SAMPLE,
+        "use_scale": node.USE_SCALE,
+        "norm": node.NORM,
+    }

@@ -1,0 +1,15 @@
+from .backbone import (
+    build_non_local_resnet_backbone,
+    build_non_local_resnet_fpn_backbone,
+    build_non_local_retinanet_resnet_fpn_backbone,
+)
+from .insertion import insert_non_local
+from .keypoint_head import NonLocalKeypointHead
+
+__all__ = [
+    "NonLocalKeypointHead",
+    "build_non_local_resnet_backbone",
+    "build_non_local_resnet_fpn_backbone",
+    "build_non_local_retinanet_resnet_fpn_backbone",
+    "insert_non_local",
+]

@@ -1,0 +1,69 @@
+"""Detectron2's ResNet backbones with non-local blocks: its own builders, then an insertion."""
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import FPN, ResNet, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import (
+    build_resnet_fpn_backbone,
+    build_retinanet_resnet_fpn_backbone,
+)
+
+from ..config import non_local_options
+from .insertion import insert_non_local, resolve_placement
+
+# Residual blocks in res2 to res5 by depth (He et al., Deep Residual Learning, Table 1)
+BLOCKS_PER_STAGE = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+def check_placement(cfg: CfgNode) -> None:
+    """Checks ``MODEL.NON_LOCAL.AFTER`` against the ResNet that the config describes.
+
+    Raises:
+        ValueError: naming the value and the allowed ones.
+    """
+    depth = cfg.MODEL.RESNETS.DEPTH
+    if depth not in BLOCKS_PER_STAGE:
+        raise ValueError(
+            f"MODEL.RESNETS.DEPTH must be one of {list(BLOCKS_PER_STAGE)}, got {depth}"
+        )
+    stages = {f"res{i}": count for i, count in enumerate(BLOCKS_PER_STAGE[depth], start=2)}
+    # A ResNet has no stage beyond the last one whose features are used.
+    while stages and not set(cfg.MODEL.RESNETS.OUT_FEATURES) & {list(stages)[-1], "linear"}:
+        stages.popitem()
+    try:
+        resolve_placement(cfg.MODEL.NON_LOCAL.AFTER, stages)
+    except ValueError as error:
+        raise ValueError(f"MODEL.NON_LOCAL.AFTER = {cfg.MODEL.NON_LOCAL.AFTER}: {error}") from None
+
+
+@BACKBONE_REGISTRY.register()
+def build_non_local_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Detectron2's ``build_resnet_backbone`` with the blocks of ``MODEL.NON_LOCAL``."""
+    check_placement(cfg)
+    return _with_non_local(build_resnet_backbone(cfg, input_shape), cfg)
+
+
+@BACKBONE_REGISTRY.register()
+def build_non_local_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Detectron2's ``build_resnet_fpn_backbone`` with the blocks of ``MODEL.NON_LOCAL``."""
+    check_placement(cfg)
+    return _with_non_local(build_resnet_fpn_backbone(cfg, input_shape), cfg)
+
+
+@BACKBONE_REGISTRY.register()
+def build_non_local_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """``build_retinanet_resnet_fpn_backbone`` with the blocks of ``MODEL.NON_LOCAL``."""
+    check_placement(cfg)
+    return _with_non_local(build_retinanet_resnet_fpn_backbone(cfg, input_shape), cfg)
+
+
+def _with_non_local(backbone: ResNet | FPN, cfg: CfgNode) -> ResNet | FPN:
+    insert_non_local(backbone, cfg.MODEL.NON_LOCAL.AFTER, **non_local_options(cfg))
+    return backbone

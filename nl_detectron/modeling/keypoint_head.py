@@ -1,0 +1,77 @@
+"""Detectron2's keypoint head with non-local blocks between its convolutions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_KEYPOINT_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead
+
+from ..config import non_local_options
+from ..layers import NonLocalBlock
+from .insertion import inner_channels, insert_after
+
+
+@ROI_KEYPOINT_HEAD_REGISTRY.register()
+class NonLocalKeypointHead(KRCNNConvDeconvUpsampleHead):
+    """Mask R-CNN's keypoint head with non-local blocks (paper, sec. 5.2, "NL, +4 in head").
+
+    A block after the second convolution is the child ``nl2`` after ``conv_fcn_relu2``; all other
+    parameters keep the names they have in :class:`KRCNNConvDeconvUpsampleHead`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        conv_dims: Sequence[int],
+        non_local_after: Sequence[int],
+        non_local_options: dict[str, Any],
+        **kwargs,
+    ):
+        """
+        Args:
+            input_shape: channels of the RoI features.
+            conv_dims: output channels of each convolution.
+            non_local_after: the convolutions, counted from 1, after which a block goes.
+            non_local_options: keyword arguments that shape each block: ``inner_ratio`` and those
+                of :class:`NonLocalBlock`.
+            kwargs: the remaining arguments of :class:`KRCNNConvDeconvUpsampleHead`.
+
+        Raises:
+            ValueError: if ``non_local_after`` names a convolution twice or one that is not there.
+        """
+        check_keypoint_head_placement(non_local_after, len(conv_dims))
+        # Blocks come after super().__init__(), whose initialisation would undo their zero start.
+        super().__init__(input_shape, conv_dims=conv_dims, **kwargs)
+        options = dict(non_local_options)
+        inner_ratio = options.pop("inner_ratio")
+        for index in non_local_after:
+            channels = conv_dims[index - 1]
+            block = NonLocalBlock(
+                channels, inner_channels=inner_channels(channels, inner_ratio), **options
+            )
+            insert_after(self, f"conv_fcn_relu{index}", f"nl{index}", block)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        return {
+            **super().from_config(cfg, input_shape),
+            "non_local_after": cfg.MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER,
+            "non_local_options": non_local_options(cfg),
+        }
+
+
+def check_keypoint_head_placement(after: Sequence[int], num_convs: int) -> None:
+    """Checks that ``after`` names distinct convolutions out of 1 to ``num_convs``.
+
+    Raises:
+        ValueError: naming the values and the allowed ones.
+    """
+    if len(set(after)) != len(after) or not set(after) <= set(range(1, num_convs + 1)):
+        raise ValueError(
+            f"MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER = {list(after)}: expected distinct convolutions "
+            f"out of 1 to {num_convs}, of which this keypoint head has {num_convs}"
+        )

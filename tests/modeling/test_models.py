@@ -1,0 +1,137 @@
+"""Whole detectors: with zero start they are Detectron2's own, bit for bit."""
+
+from nl_detectron import NonLocalBlock, add_non_local_config, insert_non_local
+
+import pytest
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+FPN = "build_resnet_fpn_backbone"
+ZOO = {
+    "mask": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
+    "keypoint": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+    "c4": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
+    "dc5": "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x.yaml",
+    "retinanet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+}
+
+
+def zoo_cfg(name: str, *, narrow: bool = True) -> CfgNode:
+    """A config of Detectron2's zoo, from random weights, that keeps some detections of those."""
+    cfg = get_cfg()
+    add_non_local_config(cfg)
+    cfg.merge_from_file(model_zoo.get_config_file(ZOO[name]))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.RESNETS.NORM = "BN"  # FrozenBN's statistics are of no use with random weights
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 50
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    if narrow:
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 32, 8
+        cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = [16] * 8
+    return cfg
+
+
+def make_non_local(cfg: CfgNode) -> None:
+    name = cfg.MODEL.BACKBONE.NAME
+    cfg.MODEL.BACKBONE.NAME = name.replace("build_", "build_non_local_")
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NAME = "NonLocalKeypointHead"
+
+
+def example(training: bool) -> list[dict]:
+    image = torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8)
+    inputs = {"image": image, "height": 256, "width": 320}
+    if training:
+        instances = Instances((128, 160))
+        instances.gt_boxes = Boxes(torch.tensor([[10.0, 20, 90, 100], [60, 5, 150, 70]]))
+        instances.gt_classes = torch.tensor([0, 0])
+        masks = torch.zeros(2, 128, 160, dtype=torch.bool)
+        masks[0, 20:100, 10:90] = masks[1, 5:70, 60:150] = True
+        instances.gt_masks = BitMasks(masks)
+        keypoints = torch.rand(2, 17, 3) * 60 + 60
+        keypoints[..., 2] = 2
+        instances.gt_keypoints = Keypoints(keypoints)
+        inputs["instances"] = instances
+    return [inputs]
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Gives the norms statistics of real activations, without which random weights overflow."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad(), EventStorage():
+        model.train()(example(training=True))
+    return model
+
+
+def assert_same_predictions(model: nn.Module, twin: nn.Module) -> None:
+    inputs = example(training=False)
+    with torch.no_grad():
+        expected = model.eval()(inputs)[0]["instances"].get_fields()
+        actual = twin.eval()(inputs)[0]["instances"].get_fields()
+    assert len(expected["scores"]) > 0 and actual.keys() == expected.keys()
+    for name, value in expected.items():
+        other = actual[name]
+        if name == "pred_boxes":
+            value, other = value.tensor, other.tensor
+        assert torch.equal(other, value), name
+
+
+def assert_same_losses(model: nn.Module, twin: nn.Module) -> None:
+    inputs = example(training=True)
+    losses = []
+    for m in (model, twin):
+        torch.manual_seed(1)  # of the sampling of proposals
+        with EventStorage():
+            losses.append(m.train()(inputs))
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[0].items():
+        assert torch.equal(losses[1][name], value), name
+    sum(losses[1].values()).backward()
+    for name, module in twin.named_modules():
+        if isinstance(module, NonLocalBlock):
+            assert module.out.weight.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_equals_the_stock_model(name):
+    cfg = zoo_cfg(name)
+    model = settle(build_model(cfg))
+    make_non_local(cfg)
+    twin = settle(build_model(cfg))
+    keys = twin.load_state_dict(model.state_dict(), strict=False)
+    assert not keys.unexpected_keys
+    blocks = {n for n, m in twin.named_modules() if isinstance(m, NonLocalBlock)}
+    assert {key.rpartition(".")[0].rpartition(".")[0] for key in keys.missing_keys} == blocks
+    assert len(blocks) == (5 if name == "keypoint" else 1)
+    assert_same_predictions(model, twin)
+    assert_same_losses(model, twin)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mask", "keypoint"])
+def test_equals_the_stock_model_at_full_width(name):
+    cfg = zoo_cfg(name, narrow=False)
+    model = settle(build_model(cfg))
+    make_non_local(cfg)
+    twin = settle(build_model(cfg))
+    twin.load_state_dict(model.state_dict(), strict=False)
+    assert_same_predictions(model, twin)
+
+
+def test_insertion_into_a_detector_that_is_already_built():
+    model = settle(build_model(zoo_cfg("mask")))
+    twin = build_model(zoo_cfg("mask"))
+    twin.load_state_dict(model.state_dict())
+    (block,) = insert_non_local(twin)
+    assert twin.backbone.bottom_up.res4.nl4 is block
+    assert_same_predictions(model, twin)
