@@ -1,0 +1,70 @@
+"""Registers the generated sets as Detectron2 datasets, as Detectron2 does with its builtin ones.
+
+They are 128x128 images below `$DETECTRON2_DATASETS` (by default `datasets`), which is read when
+this module is imported. Importing generates nothing: a set is generated when it is first used.
+"""
+
+import os
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets.builtin_meta import (
+    COCO_PERSON_KEYPOINT_FLIP_MAP,
+    COCO_PERSON_KEYPOINT_NAMES,
+    KEYPOINT_CONNECTION_RULES,
+)
+
+from .generate import KINDS, generate
+
+
+def register_generated(
+    name: str, folder: str | Path, *, kind: str, num_images: int, seed: int
+) -> None:
+    """Registers a set that `generate` writes to `folder` when the dataset is first used.
+
+    Args:
+        name: of the new dataset.
+        folder, kind, num_images, seed: see `generate`.
+
+    Raises:
+        AssertionError: if Detectron2 knows a dataset of this name already.
+    """
+    images = str(Path(folder, "images"))
+
+    def load() -> list[dict]:
+        json_file = generate(folder, kind=kind, num_images=num_images, seed=seed)
+        return load_coco_json(str(json_file), images, name)
+
+    DatasetCatalog.register(name, load)
+    metadata = MetadataCatalog.get(name).set(
+        json_file=str(Path(folder, KINDS[kind].json_name)),
+        image_root=images,
+        evaluator_type="coco",
+        thing_classes=[category["name"] for category in KINDS[kind].categories],
+    )
+    if kind == "people":
+        metadata.set(
+            keypoint_names=COCO_PERSON_KEYPOINT_NAMES,
+            keypoint_flip_map=COCO_PERSON_KEYPOINT_FLIP_MAP,
+            keypoint_connection_rules=KEYPOINT_CONNECTION_RULES,
+        )
+
+
+def register_all(root: str | Path) -> list[str]:
+    """Registers shapes_train, shapes_val, people_train and people_val below root.
+
+    Returns:
+        These names.
+    """
+    names = []
+    for kind in KINDS:
+        for split, num_images, seed in (("train", 2000, 1), ("val", 300, 2)):
+            name = f"{kind}_{split}"
+            folder = Path(root, "nl_detectron", name)
+            register_generated(name, folder, kind=kind, num_images=num_images, seed=seed)
+            names.append(name)
+    return names
+
+
+GENERATED = register_all(Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser())
