@@ -1,0 +1,10 @@
+"""Non-local Neural Networks for Detectron2. Importing it registers its models and datasets."""
+
+from . import _detectron2 as _  # isort: skip  # first: it makes Detectron2 importable
+from . import data as _  # only registration
+from .config import add_non_local_config
+from .layers import NonLocalBlock
+from .modeling import NonLocalKeypointHead, insert_non_local
+
+__all__ = ["NonLocalBlock", "NonLocalKeypointHead", "add_non_local_config", "insert_non_local"]
+__version__ = "0.1.0"

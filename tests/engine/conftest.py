@@ -1,0 +1,43 @@
+import json
+from pathlib import Path
+
+from nl_detectron.data.builtin import register_generated
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Registers a COCO-format dataset from the content of its annotation file."""
+    names = []
+
+    def register(content: object, name: str = "test_dataset") -> str:
+        json_file = tmp_path / f"{name}.json"
+        text = content if isinstance(content, str) else json.dumps(content)
+        json_file.write_text(text, encoding="utf-8")
+        (tmp_path / "images").mkdir(exist_ok=True)
+        register_coco_instances(name, {}, str(json_file), str(tmp_path / "images"))
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture(scope="session")
+def small_sets(tmp_path_factory) -> dict[str, str]:
+    """The names of datasets of eight images each, by kind."""
+    names = {}
+    for kind in ("shapes", "people"):
+        names[kind] = f"small_{kind}"
+        folder = tmp_path_factory.mktemp(kind)
+        register_generated(names[kind], folder, kind=kind, num_images=8, seed=5)
+        DatasetCatalog.get(names[kind])
+    return names

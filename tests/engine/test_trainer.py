@@ -1,0 +1,179 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from nl_detectron.engine import Trainer, build_evaluator, load_cfg
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.engine import default_argument_parser
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+)
+
+from .conftest import CONFIGS, TOOLS
+
+CONFIG_FILES = {
+    "shapes": CONFIGS / "quick_schedules/mask_rcnn_shapes_nl.yaml",
+    "people": CONFIGS / "quick_schedules/keypoint_rcnn_people_nl.yaml",
+}
+
+
+def quick_cfg(kind: str, small_sets: dict[str, str], output: Path, *opts: str):
+    datasets = ("DATASETS.TRAIN", f"('{small_sets[kind]}',)", "DATASETS.TEST")
+    arguments = ("--config-file", str(CONFIG_FILES[kind]), *datasets, f"('{small_sets[kind]}',)")
+    schedule = ("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", str(output))
+    return load_cfg(default_argument_parser().parse_args([*arguments, *schedule, *opts]))
+
+
+def last_metrics(output: Path) -> dict[str, float]:
+    lines = (output / "metrics.json").read_text().splitlines()
+    return json.loads(lines[-1])
+
+
+@pytest.mark.parametrize("kind", CONFIG_FILES)
+def test_trains_evaluates_and_resumes(kind, small_sets, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "detectron2.nl_detectron")
+    cfg = quick_cfg(kind, small_sets, tmp_path)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    assert "Starting at iteration 0 from random weights" in caplog.text
+    for name, value in trainer.model.state_dict().items():
+        if ".nl" in name and name.endswith("out.weight"):
+            assert not torch.equal(value, before[name]), name  # the zero start is left
+    metrics = last_metrics(tmp_path)
+    tasks = {"bbox", "segm"} | ({"keypoints"} if kind == "people" else set())
+    assert {name.split("/")[0] for name in metrics if "/AP" in name} == tasks
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+    longer = quick_cfg(kind, small_sets, tmp_path, "SOLVER.MAX_ITER", "3")
+    resumed = Trainer(longer)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 2
+    last = tmp_path / "model_final.pth"
+    assert f"Resumed at iteration 2 from {last}" in caplog.text
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+    weights = quick_cfg(kind, small_sets, tmp_path, "MODEL.WEIGHTS", str(last))
+    results = Trainer.evaluate(weights, resume=False)
+    assert f"Starting from {last}" in caplog.text
+    assert set(results) == tasks
+    for task in tasks:
+        logged = metrics[f"{task}/AP"]
+        assert results[task]["AP"] == pytest.approx(logged, nan_ok=True)
+
+
+def test_resume_without_a_checkpoint_says_so(small_sets, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "detectron2.nl_detectron")
+    trainer = Trainer(quick_cfg("shapes", small_sets, tmp_path))
+    trainer.resume_or_load(resume=True)
+    assert f"--resume: there is no checkpoint in {tmp_path} yet" in caplog.text
+    assert "Starting at iteration 0 from random weights" in caplog.text
+
+
+def test_optimizers(small_sets, tmp_path):
+    cfg = quick_cfg("shapes", small_sets, tmp_path)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    adamw = Trainer.build_optimizer(cfg, model)
+    assert isinstance(adamw, torch.optim.AdamW)
+    groups = {id(p): g["weight_decay"] for g in adamw.param_groups for p in g["params"]}
+    assert groups[id(model[0].weight)] == cfg.SOLVER.WEIGHT_DECAY == 0.01
+    assert groups[id(model[1].weight)] == 0  # no weight decay on norms, as in Detectron2
+    sgd = Trainer.build_optimizer(
+        quick_cfg("shapes", small_sets, tmp_path, "SOLVER.OPTIMIZER", "SGD"), model
+    )
+    assert isinstance(sgd, torch.optim.SGD)
+    assert sgd.param_groups[0]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("evaluator_type", "expected"),
+    [
+        ("coco", COCOEvaluator),
+        ("lvis", LVISEvaluator),
+        ("cityscapes_instance", CityscapesInstanceEvaluator),
+        ("coco_panoptic_seg", DatasetEvaluators),
+    ],
+)
+def test_evaluators_by_dataset_type(evaluator_type, expected, small_sets, tmp_path, monkeypatch):
+    def build(self, *args, **kwargs):
+        self.arguments = args, kwargs
+
+    for cls in (COCOEvaluator, LVISEvaluator, CityscapesInstanceEvaluator):
+        monkeypatch.setattr(cls, "__init__", build)
+    for name in ("SemSegEvaluator", "COCOPanopticEvaluator"):
+        monkeypatch.setattr(f"nl_detectron.engine.trainer.{name}", lambda *a, **k: object())
+    MetadataCatalog.get("typed").set(evaluator_type=evaluator_type)
+    try:
+        cfg = quick_cfg("shapes", small_sets, tmp_path)
+        evaluator = build_evaluator(cfg, "typed")
+    finally:
+        MetadataCatalog.remove("typed")
+    assert type(evaluator) is expected
+    if evaluator_type == "coco":
+        arguments = {"output_dir": str(tmp_path / "inference"), "kpt_oks_sigmas": []}
+        assert evaluator.arguments == (("typed",), arguments)
+
+
+def run(*command: object, env: dict[str, str] | None = None) -> None:
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], env=env, capture_output=True, text=True
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+
+
+needs_two_cores = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2 or torch.cuda.is_available(),
+    reason="needs two CPU cores, and no CUDA device, which would be used instead",
+)
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_two_processes_train_the_same_model_as_one(small_sets, tmp_path):
+    metadata = MetadataCatalog.get(small_sets["shapes"])
+    script = Path(__file__).parent / "proposals.py"
+    weights = []
+    for number in (1, 2):
+        output = tmp_path / str(number)
+        data = (metadata.json_file, metadata.image_root)
+        run(script, *data, "--num-gpus", number, "--dist-url", "auto", "OUTPUT_DIR", output)
+        weights.append(torch.load(output / "model_final.pth", weights_only=True)["model"])
+    one, two = weights
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    out = one["backbone.bottom_up.res4.nl4.out.weight"]
+    assert out.abs().max() > 1e-4  # far more than the tolerance: it has been trained
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_the_training_script_on_two_processes(tmp_path, generated_sets):
+    """On the registered sets, which it generates first, evaluation included."""
+    output = tmp_path / "output"
+    opts = ("SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "OUTPUT_DIR", output)
+    arguments = ("--config-file", CONFIG_FILES["shapes"], "--num-gpus", 2, "--dist-url", "auto")
+    datasets = ("DATASETS.TRAIN", "('shapes_val',)")
+    run(TOOLS / "train_net.py", *arguments, *datasets, *opts, env=generated_sets)
+    assert "bbox/AP" in last_metrics(output)
+    assert (output / "log.txt.rank1").exists()
+
+
+def test_the_training_script_refuses_in_one_line(tmp_path):
+    command = [sys.executable, str(TOOLS / "train_net.py"), "--config-file", "nowhere.yaml"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1] == (
+        "error: --config-file nowhere.yaml does not exist"
+    )
