@@ -1,0 +1,28 @@
+# make setup | demo | test      VENV=path uses another environment (made there if there is none)
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STAMP = $(VENV)/.nl_detectron-is-set-up
+
+.PHONY: setup demo test
+
+setup: $(STAMP)
+
+# The snapshot is only for environments in which no Detectron2 can be imported.
+$(STAMP): $(wildcard requirements/*.txt) setup.py pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements/base.txt
+	$(PIP) --no-deps -r requirements/peers.txt
+	$(BIN)/python -c "import detectron2" 2>/dev/null || \
+		$(PIP) --no-deps --require-hashes --ignore-requires-python -r requirements/snapshot.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python tools/demo.py
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
