@@ -69,8 +69,9 @@ def random_colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def random_texture(rng: np.random.Generator, cell: float) -> Texture:
-    """Plain, stripes, checkers or noise of two random colours, in cells of `cell` pixels."""
-    a, b = random_colour(rng), random_colour(rng)
+    """Plain, stripes, checkers or noise of a bright and a dark shade, in cells of `cell` pixels."""
+    a = random_colour(rng)
+    b = a * rng.uniform(0.4, 0.75)
     tiles = ([[a]], [[a, b]], [[a, b], [b, a]], a + rng.random((8, 8, 1)) * (b - a))
     kind = rng.integers(len(tiles))
     tile = np.asarray(tiles[kind]).astype(np.uint8)
@@ -110,7 +111,7 @@ class Canvas:
         self._parts = [(0, ())]  # the object, and the names of the keypoints that are seen there
         self._areas = []  # of each object before later ones covered it
         t = np.linspace(0, 1, 16)[:, None]
-        for _ in range(rng.integers(2, 8)):
+        for _ in range(rng.integers(1, 6)):
             a, b, c = rng.uniform(-0.1, 1.1, (3, 2)) * (width, height)
             curve = _to_samples(a * (1 - t) ** 2 + b * 2 * t * (1 - t) + c * t**2)
             thickness = round(SAMPLES * rng.uniform(0.005, 0.015) * min(size))
@@ -176,7 +177,7 @@ class Canvas:
     def image(self) -> np.ndarray:
         """The image, uint8 (H, W, 3) in BGR, with some sensor noise."""
         image = cv2.resize(self._image, self._size[::-1], interpolation=cv2.INTER_AREA)
-        noise = self._rng.standard_normal(image.shape, np.float32) * self._rng.uniform(2, 8)
+        noise = self._rng.standard_normal(image.shape, np.float32) * self._rng.uniform(1, 5)
         return (image + noise).clip(0, 255).astype(np.uint8)
 
     def _objects(self) -> np.ndarray:

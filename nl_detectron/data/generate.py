@@ -95,14 +95,19 @@ def generate(
 
 
 def _read_info(folder: Path) -> dict | None:
-    """The `info` of the set in `folder`, or None if there is nothing."""
+    """The `info` of the set in `folder`, or None if there is nothing or images are missing."""
     if not folder.exists() or not any(folder.iterdir()):
         return None
     for json_file in (folder / kind.json_name for kind in KINDS.values()):
         if json_file.exists():
-            info = json.loads(json_file.read_text()).get("info", {})
+            try:
+                content = json.loads(json_file.read_text())
+            except ValueError:
+                break
+            info = content.get("info", {}) if isinstance(content, dict) else {}
             if info.get("description") == DESCRIPTION:
-                return info
+                complete = len(list(folder.glob("images/*.png"))) == info["num_images"]
+                return info if complete else None
     raise FileExistsError(f"{folder} is in the way: it holds something else than a generated set")
 
 

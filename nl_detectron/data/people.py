@@ -40,9 +40,9 @@ Part = tuple[Texture, Mapping[str, float | tuple[float, float]]]  # radii around
 
 
 def draw_people(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Draws one to three figures, and up to two posts or boards that may hide parts of them.
+    """Draws one or two figures, and up to two posts or boards that may hide parts of them.
 
-    A figure faces the camera or, one in five, turns its back. This is what tells its left from
+    A figure faces the camera or, one in seven, turns its back. This is what tells its left from
     its right: nothing else about it depends on the side, so that a mirrored image with left and
     right swapped is as likely as the image.
 
@@ -56,13 +56,13 @@ def draw_people(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     """
     canvas = Canvas(rng, size)
 
-    def draw_figure(number: int, height: float) -> Joints:
-        front = rng.random() < 0.8
+    def draw_figure(number: int, height: float, place: tuple[float, float]) -> Joints:
+        front = rng.random() < 0.85
         joints, parts = _pose(rng, front), _parts(rng, front)
         legs, arms = rng.permutation([["left_leg", "left_arm"], ["right_leg", "right_arm"]]).T
         behind = rng.random(2) < 0.25
-        lean = rotation(np.clip(rng.normal(0, 0.12), -0.3, 0.3)) * height
-        hips = rng.uniform((0.1, 0.4), (0.9, 0.7)) * size[::-1]
+        lean = rotation(np.clip(rng.normal(0, 0.1), -0.25, 0.25)) * height
+        hips = rng.uniform((place[0], 0.45), (place[1], 0.62)) * size[::-1]
         for name in (*legs, *arms[behind], "torso", "head", *arms[~behind]):
             for texture, radii in parts[name]:
                 ellipses = [UNIT_CIRCLE * radius + joints[end] for end, radius in radii.items()]
@@ -80,9 +80,15 @@ def draw_people(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         texture = random_texture(rng, rng.uniform(0.02, 0.05) * scale)
         canvas.paint([corners + centre], texture, number)
 
-    heights = np.sort(rng.uniform(0.5, 1.05, rng.integers(1, 4))) * min(size)  # nearer is larger
-    draws = [partial(draw_figure, height=height) for height in heights]
-    for _ in range(rng.choice(3, p=(0.4, 0.4, 0.2))):
+    # Side by side, so that they hide each other's limbs rather than each other; nearer is larger.
+    count = rng.choice((1, 2), p=(0.7, 0.3))
+    places = (rng.permutation(count)[:, None] + (0.25, 0.75)) / count
+    heights = np.sort(rng.uniform(0.7, 1, count)) * min(size)
+    draws = [
+        partial(draw_figure, height=height, place=place)
+        for height, place in zip(heights, places, strict=True)
+    ]
+    for _ in range(rng.choice(3, p=(0.7, 0.2, 0.1))):
         draws.insert(rng.integers(len(draws) + 1), draw_occluder)
     placed = enumerate([canvas.place(draw) for draw in draws], start=1)
     instances = [
@@ -114,8 +120,8 @@ def _pose(rng: np.random.Generator, front: bool) -> Joints:
         out = 1 if (side == "left") == front else -1
         head |= {f"{side}_eye": (0.42 * out + face_x, -0.05), f"{side}_ear": (out, 0)}
         # Angles are from straight down towards the figure's outside.
-        arm, thigh = rng.uniform(-0.1, 2.5), rng.uniform(-0.05, 0.5)
-        arms = _chain(shoulder, (0.16, 0.15), (arm, arm + rng.uniform(-1.7, 1.7)))
+        arm, thigh = rng.uniform(0, 2.2), rng.uniform(-0.05, 0.45)
+        arms = _chain(shoulder, (0.16, 0.15), (arm, arm + rng.uniform(-0.6, 1)))
         legs = _chain(hip, (0.22, 0.22), (thigh, thigh + rng.uniform(-0.5, 0.1)))
         names = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
         for name, point in zip(names, (*arms, *legs), strict=True):
@@ -151,7 +157,7 @@ def _parts(rng: np.random.Generator, front: bool) -> dict[str, list[Part]]:
         parts[f"{side}_arm"] = [
             (shirt, {shoulder: 0.04, elbow: 0.032}),
             (sleeve, {elbow: 0.031, wrist: 0.023}),
-            (skin, {wrist: 0.028}),
+            (skin, {wrist: 0.034}),
         ]
         parts[f"{side}_leg"] = [
             (shoe, {ankle: (0.042, 0.04)}),

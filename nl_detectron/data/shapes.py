@@ -4,11 +4,11 @@ import numpy as np
 
 from .drawing import UNIT_CIRCLE, Canvas, Instance, Scene, random_texture, rotation
 
-SHAPE_CLASSES = ("disc", "ring", "square", "triangle", "star")
+SHAPE_CLASSES = ("disc", "ring", "square", "triangle")
 
 
 def draw_shapes(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Draws two to six shapes at random places, scales, rotations, colours and textures.
+    """Draws two to four shapes at random places, scales, rotations, colours and textures.
 
     Args:
         rng: source of all random choices.
@@ -21,13 +21,13 @@ def draw_shapes(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
 
     def draw(number: int) -> int:
         category, scale = int(rng.integers(len(SHAPE_CLASSES))), min(size)
-        stretch = rng.uniform(0.1, 0.25) * scale * np.array([1, rng.uniform(0.75, 1)])
+        stretch = rng.uniform(0.16, 0.3) * scale * np.array([1, rng.uniform(0.75, 1)])
         turn, centre = rotation(rng.uniform(0, 2 * np.pi)), rng.uniform(0.05, 0.95, 2) * size[::-1]
         outlines = [(o * stretch) @ turn + centre for o in _outlines(SHAPE_CLASSES[category], rng)]
         canvas.paint(outlines, random_texture(rng, rng.uniform(0.025, 0.06) * scale), number)
         return category + 1
 
-    categories = [canvas.place(draw) for _ in range(rng.integers(2, 7))]
+    categories = [canvas.place(draw) for _ in range(rng.integers(2, 5))]
     instances = [Instance(c, canvas.mask(number)) for number, c in enumerate(categories, start=1)]
     return Scene(canvas.image(), instances)
 
@@ -38,9 +38,6 @@ def _outlines(name: str, rng: np.random.Generator) -> list[np.ndarray]:
         return [UNIT_CIRCLE]
     if name == "ring":
         return [UNIT_CIRCLE, UNIT_CIRCLE * rng.uniform(0.45, 0.65)]
-    corners = {"square": 4, "triangle": 3, "star": 10}[name]
+    corners = {"square": 4, "triangle": 3}[name]
     angles = (np.arange(corners) + 0.5) * (2 * np.pi / corners)
-    outline = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    if name == "star":
-        outline[1::2] *= rng.uniform(0.35, 0.5)
-    return [outline]
+    return [np.stack([np.cos(angles), np.sin(angles)], axis=1)]

@@ -72,7 +72,7 @@ def test_annotations_are_exact(generated):
         on_disk = cv2.imread(str(json_file.parent / "images" / image["file_name"]))
         np.testing.assert_array_equal(on_disk, scene.image)
         annotations = coco.imgToAnns[i]
-        low, high = {"shapes": (2, 6), "people": (1, 3)}[kind]
+        low, high = {"shapes": (2, 4), "people": (1, 2)}[kind]
         assert low <= len(annotations) <= high
         masks = [coco.annToMask(annotation) for annotation in annotations]
         assert np.sum(masks, axis=0).max() == 1  # disjoint
@@ -154,7 +154,7 @@ def test_keypoints_are_in_the_image_and_on_their_figure(figures):
             if visibility == 2:
                 assert distance[round(y), round(x)] <= 2
                 assert not inside_others[round(y), round(x)]
-    assert min(found.values()) > 0.05 * sum(found.values())
+    assert min(found.values()) > 0.02 * sum(found.values())
 
 
 def test_left_and_right_follow_from_the_view(figures):
@@ -243,13 +243,22 @@ def test_older_version_is_replaced(tmp_path, monkeypatch):
     assert json.loads(json_file.read_text())["info"]["version"] > 0
 
 
+def test_a_set_with_missing_images_is_made_again(tmp_path):
+    json_file = generate(tmp_path / "set", kind="shapes", num_images=2, seed=1)
+    before = _contents(tmp_path / "set")
+    (json_file.parent / "images/000002.png").unlink()
+    generate(tmp_path / "set", kind="shapes", num_images=2, seed=1)
+    assert _contents(tmp_path / "set") == before
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "instances.json"])
-def test_other_folders_are_left_alone(name, tmp_path):
+@pytest.mark.parametrize("text", ['{"images": []}', "<html>", "[1]"])
+def test_other_folders_are_left_alone(name, text, tmp_path):
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / name).write_text('{"images": []}')
+    (tmp_path / "set" / name).write_text(text)
     with pytest.raises(FileExistsError, match="is in the way"):
         generate(tmp_path / "set", kind="shapes", num_images=1, seed=1)
-    assert _contents(tmp_path / "set") == {name: b'{"images": []}'}
+    assert _contents(tmp_path / "set") == {name: text.encode()}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
