@@ -28,7 +28,8 @@ class NonLocalBlock(CNNBlockBase):
     Children: ``theta``, ``phi`` and ``g``, the 1x1 convolutions C -> D of sec. 3.2 (the Gaussian
     form has only ``g``); ``out``, the 1x1 convolution W_z, D -> C; ``norm`` after it where one is
     asked for. The concatenation form has the vector ``w_f`` (2D,) besides. What sub-samples adds no
-    parameter, so checkpoints fit with and without it.
+    parameter, so checkpoints fit with and without it. The convolutions' weights are used, but
+    their ``forward`` is not called, nor are hooks on them.
     """
 
     def __init__(
@@ -84,7 +85,12 @@ class NonLocalBlock(CNNBlockBase):
         self.phi = conv(in_channels, inner_channels, 1) if embedded else None
         self.g = conv(in_channels, inner_channels, 1)
         self.out = conv(inner_channels, in_channels, 1, bias=not norm)
-        self.norm = get_norm(norm, in_channels)
+        try:
+            self.norm = get_norm(norm, in_channels)
+        except KeyError:
+            raise ValueError(
+                f'norm={norm!r} is none of Detectron2\'s norms, such as "BN", "SyncBN" or "GN"'
+            ) from None
         concatenates = pairwise == "concatenation"
         self.w_f = nn.Parameter(torch.empty(2 * inner_channels)) if concatenates else None
         logit_channels = inner_channels if embedded else in_channels
@@ -209,7 +215,8 @@ def _shifted(x: Tensor, axis: int) -> Tensor:
     """The second of each pair along an axis of x; a last position without one pairs with itself.
 
     torch.maximum of x[::2] and this equals max_pool with ceil_mode=True; unlike that it can be
-    exported for odd and even sizes at once, and stores no int64 indices for the backward pass.
+    exported for odd and even sizes (of 3 and more) at once, and stores no int64 indices for the
+    backward pass.
     """
     size = x.shape[axis]
     return x.index_select(axis, torch.arange(1, size + 1, 2, device=x.device).clamp(max=size - 1))

@@ -45,7 +45,8 @@ def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
 
     Linear memory: the operands are brought to the one form in which PyTorch's fused kernels take
     them on CPU and CUDA alike (a contiguous last dimension, one head dimension for all three, a
-    multiple of 8). In any other form PyTorch silently builds the full (L, M) matrix.
+    multiple of 8). In any other form PyTorch silently builds the full (L, M) matrix; so it does
+    for float64 on CUDA, for which it has no fused kernel.
     """
     channels = max(theta.shape[-1], g.shape[-1])
     channels = (channels + 7) // 8 * 8
@@ -94,6 +95,9 @@ def concatenation(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     # Prefix sums over thousands of positions need more than half precision.
     if dtype != torch.float64:
         theta, phi, g = theta.float(), phi.float(), g.float()
+    # An offset can move from phi to theta: f depends on their sum. Small numbers cancel less.
+    offset = phi.mean(dim=1, keepdim=True)
+    theta, phi = theta + offset, phi - offset
     negative_phi, order = torch.sort(-phi.squeeze(-1), dim=1)  # (N, M) rising, so phi is falling
     g = g.gather(1, order.unsqueeze(-1).expand_as(g)) / phi.shape[1]
     terms = torch.cat([g, -negative_phi.unsqueeze(-1) * g], dim=-1)  # (N, M, 2E)

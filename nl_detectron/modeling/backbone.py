@@ -35,7 +35,7 @@ def check_placement(cfg: CfgNode) -> None:
         )
     stages = {f"res{i}": count for i, count in enumerate(BLOCKS_PER_STAGE[depth], start=2)}
     # A ResNet has no stage beyond the last one whose features are used.
-    while stages and not set(cfg.MODEL.RESNETS.OUT_FEATURES) & {list(stages)[-1], "linear"}:
+    while stages and list(stages)[-1] not in cfg.MODEL.RESNETS.OUT_FEATURES:
         stages.popitem()
     try:
         resolve_placement(cfg.MODEL.NON_LOCAL.AFTER, stages)

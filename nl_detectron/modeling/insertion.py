@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from detectron2.modeling.backbone import ResNet
 from torch import nn
 
 from ..layers import NonLocalBlock
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("detectron2.nl_detectron")
 
 
 def insert_non_local(
@@ -26,7 +27,8 @@ def insert_non_local(
 
     A block after ``res4.4`` becomes the child ``nl4`` of ``res4``, between ``4`` and ``5``, so all
     parameters that were there keep their names and pretrained weights load as before. A block in a
-    stage whose parameters are all frozen is frozen with it.
+    stage whose parameters are all frozen is frozen with it. Insert blocks before the optimizer is
+    built, which would not know of them otherwise.
 
     Args:
         model: a Detectron2 ResNet, or any model that has exactly one inside.
@@ -51,20 +53,18 @@ def insert_non_local(
     taken = [f"{stage}.{index}" for stage, index in places if f"nl{index}" in _names(stages[stage])]
     if taken:
         raise ValueError(f"there is already a non-local block after {', '.join(taken)}")
-    blocks = []
-    for stage, index in places:
-        channels = _residual_blocks(stages[stage])[index].out_channels
-        blocks.append(
-            NonLocalBlock(
-                channels,
-                inner_channels=inner_channels(channels, inner_ratio),
-                pairwise=pairwise,
-                sub_sample=sub_sample,
-                use_scale=use_scale,
-                norm=norm,
-                zero_init=zero_init,
-            )
+    blocks = [
+        build_block(
+            _residual_blocks(stages[stage])[index].out_channels,
+            inner_ratio=inner_ratio,
+            pairwise=pairwise,
+            sub_sample=sub_sample,
+            use_scale=use_scale,
+            norm=norm,
+            zero_init=zero_init,
         )
+        for stage, index in places
+    ]
     for (stage, index), block in zip(places, blocks, strict=True):
         insert_after(stages[stage], str(index), f"nl{index}", block)
     return blocks
@@ -116,8 +116,8 @@ def insert_after(sequential: nn.Sequential, name: str, new_name: str, module: nn
     module.to(parameters[0]).train(sequential.training)
     if not any(p.requires_grad for p in parameters):
         logger.warning(
-            f"{new_name} is frozen like the layers around it: it does nothing unless weights are "
-            "loaded into it"
+            f"The non-local block {new_name} ({module.in_channels} channels) is frozen like all "
+            "layers around it: it does nothing unless trained weights are loaded into it"
         )
         module.freeze()
     children = list(sequential.named_children())
@@ -129,15 +129,19 @@ def insert_after(sequential: nn.Sequential, name: str, new_name: str, module: nn
             sequential.add_module(new_name, module)
 
 
-def inner_channels(channels: int, inner_ratio: float) -> int:
-    """The inner channels of a block for maps of ``channels`` channels, at least 1.
+def build_block(channels: int, *, inner_ratio: float, **options: Any) -> NonLocalBlock:
+    """A block for maps of ``channels`` channels, with at least one inner channel.
+
+    Args:
+        inner_ratio: the inner channels as a fraction of ``channels``.
+        options: the other arguments of :class:`NonLocalBlock`.
 
     Raises:
-        ValueError: if ``inner_ratio`` is not above 0.
+        ValueError: if an option is out of its range.
     """
     if not inner_ratio > 0:
         raise ValueError(f"inner_ratio must be above 0, got {inner_ratio}")
-    return max(int(channels * inner_ratio), 1)
+    return NonLocalBlock(channels, inner_channels=max(int(channels * inner_ratio), 1), **options)
 
 
 def _find_resnet(model: nn.Module) -> ResNet:

@@ -9,8 +9,7 @@ from detectron2.modeling import ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead
 
 from ..config import non_local_options
-from ..layers import NonLocalBlock
-from .insertion import inner_channels, insert_after
+from .insertion import build_block, insert_after
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
@@ -46,13 +45,8 @@ class NonLocalKeypointHead(KRCNNConvDeconvUpsampleHead):
         check_keypoint_head_placement(non_local_after, len(conv_dims))
         # Blocks come after super().__init__(), whose initialisation would undo their zero start.
         super().__init__(input_shape, conv_dims=conv_dims, **kwargs)
-        options = dict(non_local_options)
-        inner_ratio = options.pop("inner_ratio")
         for index in non_local_after:
-            channels = conv_dims[index - 1]
-            block = NonLocalBlock(
-                channels, inner_channels=inner_channels(channels, inner_ratio), **options
-            )
+            block = build_block(conv_dims[index - 1], **non_local_options)
             insert_after(self, f"conv_fcn_relu{index}", f"nl{index}", block)
 
     @classmethod
@@ -70,7 +64,8 @@ def check_keypoint_head_placement(after: Sequence[int], num_convs: int) -> None:
     Raises:
         ValueError: naming the values and the allowed ones.
     """
-    if len(set(after)) != len(after) or not set(after) <= set(range(1, num_convs + 1)):
+    allowed = [index for index in range(1, num_convs + 1) if list(after).count(index) <= 1]
+    if not all(type(index) is int and index in allowed for index in after):
         raise ValueError(
             f"MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER = {list(after)}: expected distinct convolutions "
             f"out of 1 to {num_convs}, of which this keypoint head has {num_convs}"

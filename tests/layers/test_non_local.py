@@ -86,6 +86,16 @@ def test_concatenation_where_relu_has_kinks_and_ties():
     assert y == [0.0, 10 / 4, 121 / 4, (6 + 70 + 600) / 4, 0.0]
 
 
+def test_concatenation_keeps_its_precision_far_from_zero():
+    """theta + phi is what counts, however large the two are."""
+    theta, phi = torch.randn(2, 1, 500, 1)
+    g = torch.randn(1, 500, 8)
+    expected = pairwise.concatenation(theta.double(), phi.double(), g.double())
+    # Powers of two add without rounding away more than the last bits of theta and phi.
+    y = pairwise.concatenation(theta - 64, phi + 64, g)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 1), (1, 4)])
 def test_sub_sampling_is_max_pooling_that_loses_no_position(size):
     block = NonLocalBlock(6)
@@ -185,6 +195,8 @@ def test_empty_batch(pairwise, sub_sample, training, norm):
     y = block(x)
     assert y.shape == x.shape
     y.sum().backward()
+    # DistributedDataParallel waits for the gradient of every parameter.
+    assert all(parameter.grad is not None for parameter in block.parameters())
     assert block.affinity(x).shape[0] == 0
     for name, value in block.state_dict().items():
         assert torch.equal(value, before[name]) or name == "norm.num_batches_tracked", name
@@ -285,11 +297,14 @@ def test_deep_copy_is_independent():
 
 
 def test_freeze():
-    block = NonLocalBlock(8, norm="BN").freeze()
+    block = random_block(channels=8, norm="BN", zero_init=False)
+    block(torch.randn(4, 8, 3, 3, dtype=torch.float64))  # gives the norm statistics
+    x = torch.randn(1, 8, 3, 3, dtype=torch.float64)
+    expected = block.eval()(x)
+    block.train().freeze()
     assert not any(parameter.requires_grad for parameter in block.parameters())
-    assert type(block.norm).__name__ == "FrozenBatchNorm2d"
-    x = torch.randn(1, 8, 3, 3)
-    assert torch.equal(block(x), x)
+    torch.testing.assert_close(block(x), expected)  # those statistics, though in training
+    assert not torch.equal(expected, x)
 
 
 @all_pairwise
@@ -307,6 +322,7 @@ def test_affinity_of_chosen_queries(pairwise):
         ({"dimension": 4}, "1, 2 or 3, got 4"),
         ({"inner_channels": 0}, "at least 1"),
         ({"norm": "FrozenBN"}, "FrozenBN.*never leaves its zero start"),
+        ({"norm": "XN"}, "norm='XN' is none of Detectron2's norms"),
     ],
 )
 def test_refuses_what_cannot_work(options, message):

@@ -143,7 +143,7 @@ def test_a_block_in_a_frozen_stage_is_frozen(resnet, caplog):
     frozen, trainable = insert_non_local(resnet, ["res4.-2", "res5.0"], norm="BN")
     assert not any(p.requires_grad for p in frozen.parameters())
     assert all(p.requires_grad for p in trainable.parameters())
-    assert "nl4 is frozen" in caplog.text and "nl0" not in caplog.text
+    assert "block nl4 (64 channels) is frozen" in caplog.text and "nl0" not in caplog.text
 
 
 def test_freezing_the_resnet_later_reaches_the_block(resnet):

@@ -1,10 +1,13 @@
 """Whole detectors: with zero start they are Detectron2's own, bit for bit."""
 
+import pickle
+
 from nl_detectron import NonLocalBlock, add_non_local_config, insert_non_local
 
 import pytest
 import torch
 from detectron2 import model_zoo
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
@@ -126,6 +129,23 @@ def test_equals_the_stock_model_at_full_width(name):
     twin = settle(build_model(cfg))
     twin.load_state_dict(model.state_dict(), strict=False)
     assert_same_predictions(model, twin)
+
+
+def test_pretrained_weights_load_whole(tmp_path):
+    """From a file as Detectron2's zoo has them, by names or by its matching heuristics."""
+    cfg = zoo_cfg("keypoint")
+    model = settle(build_model(cfg))
+    make_non_local(cfg)
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    for suffix in ("", "?matching_heuristics=True"):
+        with open(tmp_path / "weights.pkl", "wb") as file:
+            pickle.dump({"model": weights, "__author__": "a zoo"}, file)
+        twin = build_model(cfg)
+        DetectionCheckpointer(twin).load(f"{tmp_path}/weights.pkl{suffix}")
+        for name, value in twin.state_dict().items():
+            if ".nl" not in name:
+                assert torch.equal(value, model.state_dict()[name]), name
+        assert_same_predictions(model, twin)
 
 
 def test_insertion_into_a_detector_that_is_already_built():
