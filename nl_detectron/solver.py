@@ -16,9 +16,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Raises:
         ValueError: if ``SOLVER.OPTIMIZER`` is not one of :data:`OPTIMIZERS`.
     """
-    check_optimizer(cfg)
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return build_sgd(cfg, model)
+    if cfg.SOLVER.OPTIMIZER != "AdamW":
+        raise ValueError(
+            f"SOLVER.OPTIMIZER must be one of {OPTIMIZERS}, got {cfg.SOLVER.OPTIMIZER!r}"
+        )
     parameters = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -30,15 +33,3 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
     )
     return maybe_add_gradient_clipping(cfg, optimizer)
-
-
-def check_optimizer(cfg: CfgNode) -> None:
-    """Checks ``SOLVER.OPTIMIZER``.
-
-    Raises:
-        ValueError: if it is not one of :data:`OPTIMIZERS`.
-    """
-    if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
-        raise ValueError(
-            f"SOLVER.OPTIMIZER must be one of {OPTIMIZERS}, got {cfg.SOLVER.OPTIMIZER!r}"
-        )

@@ -8,6 +8,13 @@ import torch
 from detectron2.engine import launch as detectron2_launch
 
 
+def num_cpu_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     """Runs ``main(args)`` in ``args.num_gpus`` processes: one a GPU or, without CUDA, on the CPU.
 
@@ -17,7 +24,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     """
     if args.num_gpus > 1 and not torch.cuda.is_available():
         # Without it each process would start a thread for every core.
-        threads = max(len(os.sched_getaffinity(0)) // args.num_gpus, 1)
+        threads = max(num_cpu_cores() // args.num_gpus, 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     detectron2_launch(
         main,

@@ -15,14 +15,28 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
+from detectron2.utils.file_io import PathManager
 
 from ..config import add_non_local_config, non_local_options
 from ..data.builtin import GENERATED
-from ..layers import NonLocalBlock
 from ..modeling.backbone import check_placement
-from ..modeling.insertion import inner_channels
+from ..modeling.insertion import build_block
 from ..modeling.keypoint_head import check_keypoint_head_placement
-from ..solver import check_optimizer
+from ..solver import OPTIMIZERS
+from .launch import num_cpu_cores
+from .trainer import EVALUATORS
+
+# Metadata of Detectron2's datasets that names files or folders which must be there
+DATASET_PATHS = (
+    "json_file",
+    "image_root",
+    "panoptic_json",
+    "panoptic_root",
+    "sem_seg_root",
+    "dirname",
+    "image_dir",
+    "gt_dir",
+)
 
 
 class UsageError(Exception):
@@ -31,12 +45,18 @@ class UsageError(Exception):
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Ends the program with exit code 2 and one line on stderr if a :class:`UsageError` occurs."""
+    """Ends the program with exit code 2 and one line on stderr if a :class:`UsageError` occurs.
+
+    An interruption (Ctrl-C) ends it with exit code 130.
+    """
     try:
         yield
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def load_cfg(args: argparse.Namespace) -> CfgNode:
@@ -67,9 +87,10 @@ def check_cfg(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         UsageError: naming the value that cannot work and what to do.
     """
-    _check_device(cfg.MODEL.DEVICE, args)
+    _check_device(cfg, args)
     _check_model(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
+    _check_weights(cfg, args)
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise UsageError("DATASETS.TRAIN is empty: give --config-file, or DATASETS.TRAIN in opts")
     if args.eval_only and not cfg.DATASETS.TEST:
@@ -80,67 +101,82 @@ def check_cfg(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _merge(cfg: CfgNode, args: argparse.Namespace) -> None:
-    if args.config_file and not os.path.isfile(args.config_file):
+    if args.config_file and not PathManager.isfile(args.config_file):
         raise UsageError(f"--config-file {args.config_file} does not exist")
     source = args.config_file
     try:
         if args.config_file:
-            cfg.merge_from_file(args.config_file, allow_unsafe=False)
+            cfg.merge_from_file(args.config_file)
         source = "the command line"
         cfg.merge_from_list(args.opts or [])
     except Exception as error:  # yacs and PyYAML raise KeyError, ValueError, AssertionError, ...
-        message = " ".join(str(error.args[0] if error.args else error).split())
+        text = error.args[0] if isinstance(error, KeyError) else error  # str() would quote it
+        message = " ".join(str(text).split())
         if unknown := re.search(r"Non-existent (?:config )?key: (\S+)", message):
-            node, _, key = unknown[1].rpartition(".")
-            message += _did_you_mean(key, _keys(cfg, node))
+            *path, key = unknown[1].split(".")
+            message += _did_you_mean(key, _keys(cfg, path))
         raise UsageError(f"cannot read the config from {source}: {message}") from error
 
 
-def _check_device(device: str, args: argparse.Namespace) -> None:
-    if device.startswith("cuda") and not torch.cuda.is_available():
+def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
+    name = cfg.MODEL.DEVICE
+    try:
+        device = torch.device(name).type
+    except RuntimeError:
+        raise UsageError(f"MODEL.DEVICE {name!r} is no device; use cuda or cpu") from None
+    if device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            f"MODEL.DEVICE is {device!r} but PyTorch sees no CUDA device here; use MODEL.DEVICE cpu"
+            f"MODEL.DEVICE is {name!r} but PyTorch sees no CUDA device here; use MODEL.DEVICE cpu"
         )
+    if device == "cpu" and cfg.SOLVER.AMP.ENABLED and not args.eval_only:
+        raise UsageError("SOLVER.AMP.ENABLED True needs a CUDA device, but MODEL.DEVICE is 'cpu'")
     if torch.cuda.is_available():
-        if args.num_gpus > 1 and not device.startswith("cuda"):
+        if args.num_gpus > 1 and device == "cpu":
             raise UsageError(
-                f"--num-gpus {args.num_gpus} with MODEL.DEVICE {device}: to train on several CPU "
+                f"--num-gpus {args.num_gpus} with MODEL.DEVICE {name}: to train on several CPU "
                 "processes, hide the GPUs with CUDA_VISIBLE_DEVICES="
             )
         available, unit = torch.cuda.device_count(), "GPUs"
     else:
-        available, unit = len(os.sched_getaffinity(0)), "CPU cores (there is no CUDA)"
+        available, unit = num_cpu_cores(), "CPU cores (there is no CUDA)"
     if not 1 <= args.num_gpus <= available:
         raise UsageError(
             f"--num-gpus {args.num_gpus}: this machine has {available} {unit}; "
             f"use --num-gpus 1 to {available}"
         )
+    processes = args.num_gpus * args.num_machines
+    if not args.eval_only and cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise UsageError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared out evenly among "
+            f"{processes} processes"
+        )
 
 
 def _check_model(cfg: CfgNode) -> None:
+    head = cfg.MODEL.ROI_KEYPOINT_HEAD
     for key, registry, name in (
         ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
-        (
-            "MODEL.ROI_KEYPOINT_HEAD.NAME",
-            ROI_KEYPOINT_HEAD_REGISTRY,
-            cfg.MODEL.ROI_KEYPOINT_HEAD.NAME,
-        ),
+        ("MODEL.ROI_KEYPOINT_HEAD.NAME", ROI_KEYPOINT_HEAD_REGISTRY, head.NAME),
     ):
         if name not in registry:
             names = [registered for registered, _ in registry]
             raise UsageError(f"{key} {name!r} is not registered{_did_you_mean(name, names)}")
-    head = cfg.MODEL.ROI_KEYPOINT_HEAD
-    options = non_local_options(cfg)
+    if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
+        raise UsageError(
+            f"SOLVER.OPTIMIZER must be one of {OPTIMIZERS}, got {cfg.SOLVER.OPTIMIZER!r}"
+        )
     try:
-        check_optimizer(cfg)
         if cfg.MODEL.BACKBONE.NAME.startswith("build_non_local_"):
             check_placement(cfg)
         if cfg.MODEL.KEYPOINT_ON and head.NAME == "NonLocalKeypointHead":
             after = cfg.MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER
             check_keypoint_head_placement(after, len(head.CONV_DIMS))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
         # A small block stands for those of the model: its constructor knows what is allowed.
-        NonLocalBlock(32, inner_channels=inner_channels(32, options.pop("inner_ratio")), **options)
-    except (ValueError, KeyError) as error:
+        build_block(32, **non_local_options(cfg))
+    except ValueError as error:
         raise UsageError(f"MODEL.NON_LOCAL: {error}") from error
     if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST:
         # Detectron2 takes COCO's 17 sigmas where none are given.
@@ -150,6 +186,11 @@ def _check_model(cfg: CfgNode) -> None:
                 f"TEST.KEYPOINT_OKS_SIGMAS has {num_sigmas} values for "
                 f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {head.NUM_KEYPOINTS}; give one for each"
             )
+
+
+def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return  # which is what will be loaded
     weights = cfg.MODEL.WEIGHTS.partition("?")[0]
     if weights and not urlparse(weights).scheme and not os.path.isfile(weights):
         raise UsageError(
@@ -175,60 +216,68 @@ def _check_dataset(name: str, cfg: CfgNode) -> None:
             f"dataset {name!r} is not registered{_did_you_mean(name, DatasetCatalog.list())}; "
             "register your own with detectron2.data.datasets.register_coco_instances"
         )
+    metadata = MetadataCatalog.get(name)
     if name in GENERATED:
         try:
             DatasetCatalog.get(name)  # makes it if it is not there yet
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise UsageError(
-                f"dataset {name!r} cannot be written ({error}); choose another folder with "
-                "DETECTRON2_DATASETS"
+                f"dataset {name!r} cannot be generated: {error}. Delete what is there, or choose "
+                "another folder with DETECTRON2_DATASETS"
             ) from error
-    metadata = MetadataCatalog.get(name)
-    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
-    for path in filter(None, (json_file, image_root)):
-        if not os.path.exists(path):
+    for key in DATASET_PATHS:
+        path = metadata.get(key)
+        if path and not PathManager.exists(path):
             raise UsageError(
                 f"dataset {name!r} is not there: {path} does not exist. Download it (COCO: "
                 "https://cocodataset.org) into the folder that DETECTRON2_DATASETS names, laid out "
                 "as in Detectron2's datasets/README.md"
             )
-    if json_file and metadata.get("evaluator_type") == "coco":
-        _check_coco_json(name, json_file, cfg)
+    evaluator_type = metadata.get("evaluator_type")
+    if name in cfg.DATASETS.TEST and evaluator_type not in EVALUATORS:
+        raise UsageError(
+            f"dataset {name!r} has evaluator_type {evaluator_type!r} in its metadata, for which "
+            f"there is no evaluator; there are some for {', '.join(EVALUATORS)}"
+        )
+    if metadata.get("json_file") and evaluator_type == "coco":
+        _check_coco_json(name, metadata.json_file, cfg)
 
 
 def _check_coco_json(name: str, json_file: str, cfg: CfgNode) -> None:
     try:
-        with open(json_file, encoding="utf-8") as file:
+        with PathManager.open(json_file, encoding="utf-8") as file:
             content = json.load(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"dataset {name!r}: {json_file} is no JSON file: {error}") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+    # What is only tested on may be without annotations, as COCO's own test sets are.
+    lists = ("images", "categories") + ("annotations",) * (name in cfg.DATASETS.TRAIN)
+    for key in lists:
+        values = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             raise UsageError(
-                f"dataset {name!r}: {json_file} is no COCO annotation file: it has no list {key!r}"
+                f"dataset {name!r}: {json_file} is no COCO annotation file: it has no list of "
+                f"objects {key!r}"
             )
-    num_categories = len(content["categories"])
-    meta_arch = cfg.MODEL.META_ARCHITECTURE
-    num_classes = {
-        "GeneralizedRCNN": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        "PanopticFPN": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        "RetinaNet": cfg.MODEL.RETINANET.NUM_CLASSES,
-    }.get(meta_arch, num_categories)
-    if num_classes < num_categories:
+    _check_classes(name, len(content["categories"]), cfg)
+    for category in content["categories"] if cfg.MODEL.KEYPOINT_ON else ():
+        expected = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+        found = len(category.get("keypoints", ()))
+        if found not in (0, expected):
+            raise UsageError(
+                f"dataset {name!r} has {found} keypoints for {category.get('name')!r}; the model, "
+                f"with MODEL.KEYPOINT_ON, has NUM_KEYPOINTS {expected}"
+            )
+
+
+def _check_classes(name: str, num_categories: int, cfg: CfgNode) -> None:
+    node = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    num_classes = cfg.MODEL[node].NUM_CLASSES
+    detects = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN", "RetinaNet")
+    if detects and num_classes < num_categories:
         raise UsageError(
             f"dataset {name!r} has {num_categories} categories but the model only {num_classes} "
-            f"classes; set MODEL.{'RETINANET' if meta_arch == 'RetinaNet' else 'ROI_HEADS'}"
-            f".NUM_CLASSES {num_categories}"
+            f"classes; set MODEL.{node}.NUM_CLASSES {num_categories}"
         )
-    if cfg.MODEL.KEYPOINT_ON:
-        expected = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-        for category in content["categories"]:
-            found = len(category.get("keypoints", ()))
-            if found != expected:
-                raise UsageError(
-                    f"dataset {name!r} has {found} keypoints for {category.get('name')!r}; the "
-                    f"model, with MODEL.KEYPOINT_ON, has NUM_KEYPOINTS {expected}"
-                )
 
 
 def _did_you_mean(value: str, allowed: list[str]) -> str:
@@ -236,8 +285,9 @@ def _did_you_mean(value: str, allowed: list[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _keys(cfg: CfgNode, path: str) -> list[str]:
+def _keys(cfg: CfgNode, path: list[str]) -> list[str]:
+    """The keys of the node that a path leads to; none where it leads nowhere."""
     node = cfg
-    for part in filter(None, path.split(".")):
-        node = node.get(part, {})
-    return list(node)
+    for part in path:
+        node = node.get(part) if isinstance(node, CfgNode) else None
+    return list(node) if isinstance(node, CfgNode) else []

@@ -32,6 +32,31 @@ from ..solver import build_optimizer
 logger = logging.getLogger("detectron2.nl_detectron")
 
 
+def _coco(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:
+    return COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+
+
+def _sem_seg(cfg: CfgNode, name: str, folder: str) -> SemSegEvaluator:
+    return SemSegEvaluator(name, distributed=True, output_dir=folder)
+
+
+# By the evaluator_type in a dataset's metadata: builders, called with the config, the dataset's
+# name and the output folder
+EVALUATORS = {
+    "coco": (_coco,),
+    "coco_panoptic_seg": (
+        _sem_seg,
+        _coco,
+        lambda cfg, name, folder: COCOPanopticEvaluator(name, folder),
+    ),
+    "sem_seg": (_sem_seg,),
+    "lvis": (lambda cfg, name, folder: LVISEvaluator(name, output_dir=folder),),
+    "pascal_voc": (lambda cfg, name, folder: PascalVOCDetectionEvaluator(name),),
+    "cityscapes_instance": (lambda cfg, name, folder: CityscapesInstanceEvaluator(name),),
+    "cityscapes_sem_seg": (lambda cfg, name, folder: CityscapesSemSegEvaluator(name),),
+}
+
+
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_folder: str | None = None
 ) -> DatasetEvaluator:
@@ -44,23 +69,8 @@ def build_evaluator(
         KeyError: if there is no evaluator for the type.
     """
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-    coco = partial(
-        COCOEvaluator,
-        dataset_name,
-        output_dir=folder,
-        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-    )
-    sem_seg = partial(SemSegEvaluator, dataset_name, distributed=True, output_dir=folder)
-    by_type = {
-        "coco": [coco],
-        "coco_panoptic_seg": [sem_seg, coco, partial(COCOPanopticEvaluator, dataset_name, folder)],
-        "sem_seg": [sem_seg],
-        "lvis": [partial(LVISEvaluator, dataset_name, output_dir=folder)],
-        "pascal_voc": [partial(PascalVOCDetectionEvaluator, dataset_name)],
-        "cityscapes_instance": [partial(CityscapesInstanceEvaluator, dataset_name)],
-        "cityscapes_sem_seg": [partial(CityscapesSemSegEvaluator, dataset_name)],
-    }
-    evaluators = [build() for build in by_type[MetadataCatalog.get(dataset_name).evaluator_type]]
+    builders = EVALUATORS[MetadataCatalog.get(dataset_name).evaluator_type]
+    evaluators = [build(cfg, dataset_name, folder) for build in builders]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -71,14 +81,15 @@ class Trainer(DefaultTrainer):
         if torch.device(cfg.MODEL.DEVICE).type != "cpu":
             super().__init__(cfg)
             return
-        # DefaultTrainer gives DDP a device_ids, which DDP refuses for a model on the CPU.
+        # DefaultTrainer gives DDP a device_ids, which DDP refuses for a model on the CPU, and has
+        # no hook between the two.
         on_cpu = partial(create_ddp_model, device_ids=None)
         with mock.patch.object(defaults, "create_ddp_model", on_cpu):
             super().__init__(cfg)
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        log_start(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume, self.start_iter)
+        log_start(self.checkpointer, self.cfg, resume, self.start_iter)
 
     def build_hooks(self) -> list[hooks.HookBase]:
         ret = super().build_hooks()
@@ -102,7 +113,7 @@ class Trainer(DefaultTrainer):
         model = cls.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        log_start(checkpointer, cfg.MODEL.WEIGHTS, resume)
+        log_start(checkpointer, cfg, resume)
         results = cls.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(cls.test_with_tta(cfg, model))
@@ -120,13 +131,14 @@ class Trainer(DefaultTrainer):
 
 
 def log_start(
-    checkpointer: DetectionCheckpointer, weights: str, resume: bool, iteration: int | None = None
+    checkpointer: DetectionCheckpointer, cfg: CfgNode, resume: bool, iteration: int | None = None
 ) -> None:
-    """Logs which weights a run starts from and, in training, at which iteration."""
-    where = "" if iteration is None else f" at iteration {iteration}"
+    """Logs which weights a run starts from, on what device and, in training, at which iteration."""
+    where = f" on {cfg.MODEL.DEVICE}" + ("" if iteration is None else f" at iteration {iteration}")
     if resume and checkpointer.has_checkpoint():
         logger.info(f"Resumed{where} from {checkpointer.get_checkpoint_file()}")
         return
     if resume:
         logger.warning(f"--resume: there is no checkpoint in {checkpointer.save_dir} yet")
-    logger.info(f"Starting{where} from {weights or 'random weights (MODEL.WEIGHTS is empty)'}")
+    weights = cfg.MODEL.WEIGHTS or "random weights (MODEL.WEIGHTS is empty)"
+    logger.info(f"Starting{where} from {weights}")

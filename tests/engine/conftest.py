@@ -2,13 +2,20 @@ import json
 from pathlib import Path
 
 from nl_detectron.data.builtin import register_generated
+from nl_detectron.engine.launch import num_cpu_cores
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+needs_two_cores = pytest.mark.skipif(
+    num_cpu_cores() < 2 or torch.cuda.is_available(),
+    reason="needs two CPU cores, and no CUDA device, which would be used instead",
+)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ OPTIONS = {
     "INPUT.MIN_SIZE_TRAIN": (128,),
     "INPUT.RANDOM_FLIP": "none",
     "SOLVER.IMS_PER_BATCH": 4,
-    "SOLVER.BASE_LR": 0.05,
+    "SOLVER.BASE_LR": 0.2,  # the losses are divided by the number of anchors to be sampled
     "SOLVER.WARMUP_ITERS": 0,
     "SOLVER.MAX_ITER": 3,
     "DATASETS.TRAIN": ("proposals",),

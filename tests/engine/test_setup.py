@@ -4,9 +4,11 @@ from nl_detectron.engine import UsageError, check_cfg, load_cfg, usage_errors
 
 import pytest
 import torch
+from detectron2 import model_zoo
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
 
-from .conftest import CONFIGS
+from .conftest import CONFIGS, needs_two_cores
 
 MASK = str(CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml")
 KEYPOINT = str(CONFIGS / "COCO-Keypoints/keypoint_rcnn_R_50_FPN_nl_1x.yaml")
@@ -59,7 +61,10 @@ def test_a_config_that_can_work(dataset):
         (("SOLVER.MAX_ITER",), "command line: .*odd length"),
         (("MODEL.NON_LOCAL.PAIRWISE", "gausian"), "embedded_gaussian.*'gausian'"),
         (("MODEL.NON_LOCAL.NORM", "FrozenBN"), "FrozenBN.*zero start"),
-        (("MODEL.NON_LOCAL.NORM", "XN"), "MODEL.NON_LOCAL: 'XN'"),
+        (("MODEL.NON_LOCAL.NORM", "XN"), "MODEL.NON_LOCAL: norm='XN'.*GN"),
+        (("MODEL.WEIGHTS.X", "3"), "command line: .*WEIGHTS"),
+        (("MODEL.DEVICE", "gpu"), "MODEL.DEVICE 'gpu'"),
+        (("SOLVER.AMP.ENABLED", "True"), "AMP.ENABLED True needs a CUDA device"),
         (("MODEL.NON_LOCAL.INNER_RATIO", "0.0"), "above 0, got 0.0"),
         (("MODEL.NON_LOCAL.AFTER", "['res4.6']"), "'res4.6'.*res4.0 to res4.5"),
         (("MODEL.BACKBONE.NAME", "build_nonlocal"), "'build_nonlocal' is not registered"),
@@ -90,6 +95,12 @@ def test_missing_coco_says_where_it_belongs():
         check("--config-file", MASK)
 
 
+@needs_two_cores
+def test_batch_that_cannot_be_shared_out():
+    with pytest.raises(UsageError, match="IMS_PER_BATCH 3 .* 2 processes"):
+        check("--num-gpus", "2", "--config-file", MASK, "SOLVER.IMS_PER_BATCH", "3")
+
+
 def test_nothing_to_evaluate_on():
     with pytest.raises(UsageError, match="DATASETS.TEST is empty"):
         check("--eval-only", "--config-file", MASK, "DATASETS.TEST", "()")
@@ -99,9 +110,10 @@ def test_nothing_to_evaluate_on():
     ("content", "message"),
     [
         ("<html>", "is no JSON file"),
-        ([1, 2], "no COCO annotation file: it has no list 'images'"),
-        ({"images": []}, "no list 'annotations'"),
-        ({"images": [], "annotations": [], "categories": {}}, "no list 'categories'"),
+        ([1, 2], "no COCO annotation file: it has no list of objects 'images'"),
+        ({"images": [], "categories": []}, "no list of objects 'annotations'"),
+        ({"images": [], "annotations": [], "categories": {}}, "no list of objects 'categories'"),
+        ({**COCO, "categories": ["person"]}, "no list of objects 'categories'"),
         ({**COCO, "categories": [{}] * 81}, "81 categories .* 80 classes.*NUM_CLASSES 81"),
     ],
 )
@@ -128,11 +140,55 @@ def test_output_folder_that_cannot_be_written(tmp_path):
         check("--config-file", MASK, "OUTPUT_DIR", "file/output")
 
 
-@pytest.mark.parametrize("content", ["MODEL: [", "- a\n- b", "!!python/object:os.system {}", "a"])
-def test_files_that_are_no_config(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("MODEL: [", "while parsing a flow node.*line 1"),
+        ("- a\n- b", "list"),
+        ("_BASE_: nowhere.yaml", "nowhere.yaml"),
+        ("MODEL:\n  MASK_ONN: True", "MODEL.MASK_ONN; did you mean MASK_ON"),
+        ("MODLE:\n  MASK_ON: True", "MODLE; did you mean MODEL"),
+    ],
+)
+def test_files_that_are_no_config(content, message, tmp_path):
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(UsageError, match="cannot read the config from config.yaml"):
+    with pytest.raises(UsageError, match=f"cannot read the config from config.yaml: .*{message}"):
         load_cfg(parse("--config-file", "config.yaml"))
+
+
+def test_detectron2s_own_configs_are_read():
+    """Also those that use Python tags, as the one of RetinaNet does."""
+    file = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    name = "build_non_local_retinanet_resnet_fpn_backbone"
+    cfg = load_cfg(parse("--config-file", file, "MODEL.BACKBONE.NAME", name))
+    assert len(cfg.MODEL.ANCHOR_GENERATOR.SIZES) == 5
+
+
+def test_a_test_set_needs_no_annotations(dataset):
+    name = dataset({"images": [], "categories": COCO["categories"]})
+    test = ("--config-file", MASK, "MODEL.WEIGHTS", "", "DATASETS.TEST", f"('{name}',)")
+    check("--eval-only", *test)
+    with pytest.raises(UsageError, match="no list of objects 'annotations'"):
+        check(*test, "DATASETS.TRAIN", f"('{name}',)")
+
+
+def test_an_evaluator_is_known_before_training(dataset):
+    name = dataset(COCO)
+    MetadataCatalog.get(name).evaluator_type = "coco"
+    MetadataCatalog.pop(name)
+    MetadataCatalog.get(name).set(evaluator_type="unheard_of")
+    with pytest.raises(UsageError, match="'unheard_of'.* there are some for coco, "):
+        check("--eval-only", "--config-file", MASK, "DATASETS.TEST", f"('{name}',)")
+
+
+def test_weights_are_not_needed_to_resume(dataset, tmp_path):
+    name = dataset(COCO)
+    datasets = ("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", "out")
+    arguments = ("--config-file", MASK, "MODEL.WEIGHTS", "nowhere.pth", *datasets)
+    with pytest.raises(UsageError, match="nowhere.pth does not exist"):
+        check("--resume", *arguments)
+    (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
+    check("--resume", *arguments)
 
 
 def test_exit_code_is_2(capsys):
