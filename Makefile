@@ -14,7 +14,7 @@ $(STAMP): $(wildcard requirements/*.txt) setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements/base.txt
 	$(PIP) --no-deps -r requirements/peers.txt
-	$(BIN)/python -c "import detectron2" 2>/dev/null || \
+	$(BIN)/python nl_detectron/_detectron2.py 2>/dev/null || \
 		$(PIP) --no-deps --require-hashes --ignore-requires-python -r requirements/snapshot.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@

@@ -53,7 +53,10 @@ def ensure_detectron2() -> None:
     Raises:
         ImportError: if neither Detectron2 nor the snapshot is installed.
     """
-    if importlib.util.find_spec("detectron2") is not None:
+    installed = importlib.util.find_spec("detectron2")
+    # A folder of that name without an __init__.py, such as a clone in the working directory, is
+    # found as well, but has no origin.
+    if installed is not None and installed.origin is not None:
         return
     if importlib.util.find_spec("LabGym") is None or importlib.util.find_spec(SNAPSHOT) is None:
         raise ImportError(

@@ -1,5 +1,6 @@
 """The module that decides which Detectron2 answers for `import detectron2`, by itself."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import nl_detectron
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 MODULE = Path(nl_detectron.__file__).with_name("_detectron2.py")
 
 
@@ -54,6 +56,21 @@ def test_an_installed_detectron2_is_used_as_it_is(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_a_folder_of_that_name_is_no_installed_detectron2(tmp_path):
+    """Such as the one in which somebody has just cloned Detectron2."""
+    write_package(tmp_path, LabGym__detectron2__a="")
+    (tmp_path / "detectron2/detectron2").mkdir(parents=True)
+    result = run(tmp_path, "import detectron2.a")
+    assert result.returncode == 0, result.stderr
+
+
+def test_one_version_of_the_snapshot_everywhere():
+    pinned = (ROOT / "requirements/snapshot.txt").read_text().split("\n")[1].split()[0]
+    assert pinned.startswith("LabGym==")
+    for file in (MODULE, ROOT / "README.md"):
+        assert set(re.findall(r"LabGym==[\d.]+", file.read_text())) == {pinned}
+
+
 def test_the_snapshot_answers_for_detectron2(tmp_path):
     """Each module once, whichever of its two names it is imported by, and in whichever order."""
     write_package(
@@ -82,7 +99,6 @@ def test_registries_are_shared_with_the_detectron2_that_is_installed():
     import detectron2.modeling
 
     assert "build_non_local_resnet_backbone" in detectron2.modeling.BACKBONE_REGISTRY
-    original = sys.modules[detectron2.modeling.__name__]
-    if original.__name__ == "detectron2.modeling":
+    if detectron2.modeling.__name__ == "detectron2.modeling":
         pytest.skip("Detectron2 itself is installed here, not the snapshot")
-    assert original is detectron2.modeling and sys.modules["detectron2.modeling"] is original
+    assert sys.modules["LabGym.detectron2.modeling"] is sys.modules["detectron2.modeling"]

@@ -1,0 +1,133 @@
+"""The demo: trains, evaluates and pictures a small model on each generated dataset."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from detectron2.engine import default_argument_parser
+from tabulate import tabulate
+
+from .engine import UsageError, check_cfg, load_cfg
+from .engine.launch import num_cpu_cores
+from .visualization import contact_sheet, draw_predictions, plot_training_curves, read_metrics
+
+SHEET_ROWS = 4  # pictures of each model in predictions.jpg
+
+
+def run_demo(
+    train_net: Path, configs: Mapping[str, Path], output: Path, opts: Sequence[str] = ()
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Trains all models side by side, and writes what came of it.
+
+    ``output`` then holds ``metrics.json``, ``predictions.jpg`` and for each model a folder with
+    Detectron2's own output, ``curves.png`` and ``predictions/``.
+
+    Args:
+        train_net: the training script.
+        configs: config files by the models' names.
+        output: folder for all results.
+        opts: ``KEY VALUE`` pairs for all models.
+
+    Returns:
+        What is in ``metrics.json``: figures by model, task ("bbox", "segm", "keypoints") and name
+        ("AP", "AP50", ...), in percent; None where there is none.
+
+    Raises:
+        UsageError: if a config cannot work, or if a training fails.
+    """
+    start = time.time()
+    commands = {}
+    for name, config in configs.items():
+        arguments = ["--config-file", str(config), *opts, "OUTPUT_DIR", str(output / name)]
+        args = default_argument_parser().parse_args(arguments)
+        check_cfg(load_cfg(args), args)  # makes the datasets, too
+        (output / name / "metrics.json").unlink(missing_ok=True)  # Detectron2 would append to it
+        commands[name] = [sys.executable, str(train_net), *arguments]
+    _run_side_by_side(commands, output)
+
+    results, sheet = {}, []
+    for name, config in configs.items():
+        folder = output / name
+        weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
+        args = default_argument_parser().parse_args(
+            ["--config-file", str(config), *opts, "OUTPUT_DIR", str(folder), *weights]
+        )
+        cfg = load_cfg(args)
+        pictures = draw_predictions(cfg, cfg.DATASETS.TEST[0], folder / "predictions", height=256)
+        sheet.append(pictures[:SHEET_ROWS])
+        plot_training_curves(folder / "metrics.json", folder / "curves.png", title=name)
+        results[name] = read_results(folder / "metrics.json")
+    # One column for each model
+    contact_sheet(
+        [picture for row in zip(*sheet, strict=False) for picture in row],
+        output / "predictions.jpg",
+        columns=len(sheet),
+    )
+    text = json.dumps(results, indent=2, allow_nan=False)
+    (output / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{format_results(results)}\n\nDone in {time.time() - start:.0f} s. In {output}:")
+    print("  metrics.json               the figures above and more")
+    print("  predictions.jpg            ground truth beside predictions on validation images")
+    for name in configs:
+        print(f"  {name + '/':<26} model_final.pth, curves.png, predictions/, log.txt, events.*")
+    return results
+
+
+def read_results(metrics_file: Path) -> dict[str, dict[str, float | None]]:
+    """The last evaluation in a ``metrics.json`` of Detectron2, by task and figure."""
+    results: dict[str, dict[str, float | None]] = {}
+    for record in read_metrics(metrics_file):
+        for key, value in record.items():
+            task, _, figure = key.partition("/")
+            if task in ("bbox", "segm", "keypoints"):
+                results.setdefault(task, {})[figure] = value if math.isfinite(value) else None
+    return results
+
+
+def format_results(results: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
+    """A table with a row for each model and task, and columns AP, AP50 and AP75 in percent."""
+    figures = ("AP", "AP50", "AP75")
+    rows = [
+        (name, task, *(values.get(figure) for figure in figures))
+        for name, tasks in results.items()
+        for task, values in tasks.items()
+    ]
+    return tabulate(rows, headers=("model", "task", *figures), floatfmt=".1f", missingval="-")
+
+
+def _run_side_by_side(commands: Mapping[str, Sequence[str]], output: Path) -> None:
+    """Runs commands at once, the cores shared out among them, and shows their progress lines."""
+    threads = max(num_cpu_cores() // len(commands), 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    processes: dict[str, subprocess.Popen] = {}
+    for name, command in commands.items():
+        print(f"[{name}] {' '.join(command)}", flush=True)
+        processes[name] = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+    with ThreadPoolExecutor(len(processes)) as pool:
+        try:
+            followers = [pool.submit(_follow, *item, output) for item in processes.items()]
+            for follower in as_completed(followers):
+                follower.result()
+        finally:  # also when interrupted, or when one of them fails
+            for process in processes.values():
+                process.terminate()
+
+
+def _follow(name: str, process: subprocess.Popen, output: Path) -> None:
+    """Copies a training's console to a file and its progress to ours, until it ends."""
+    log = output / name / "console.txt"
+    with open(log, "w", encoding="utf-8") as console:
+        for line in process.stdout:
+            console.write(line)
+            if "eta: " in line or "Inference done" in line:
+                print(f"[{name}] {line.split(']: ', 1)[-1].strip()[:140]}", flush=True)
+    if process.wait() != 0:
+        raise UsageError(f"training failed for {name}; see {log}")

@@ -1,0 +1,87 @@
+"""On real COCO images, where a folder of them is given.
+
+NL_DETECTRON_COCO_CCBY names a folder with images/, instances.json and person_keypoints.json in
+COCO's format.
+"""
+
+import os
+from pathlib import Path
+
+from nl_detectron import insert_non_local
+from nl_detectron.engine import Trainer, check_cfg, load_cfg
+from nl_detectron.visualization import read_metrics
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor, default_argument_parser
+
+FOLDER = os.environ.get("NL_DETECTRON_COCO_CCBY")
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+KINDS = {
+    "instances": ("coco", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"),
+    "person_keypoints": ("coco_person", "COCO-Keypoints/keypoint_rcnn_R_50_FPN_nl_1x.yaml"),
+}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FOLDER, reason="NL_DETECTRON_COCO_CCBY names no folder of COCO images"),
+]
+
+
+@pytest.fixture(params=KINDS)
+def args(request, tmp_path):
+    metadata, config = KINDS[request.param]
+    name = f"real_{request.param}"
+    register_coco_instances(
+        name,
+        _get_builtin_metadata(metadata),
+        str(Path(FOLDER, f"{request.param}.json")),
+        str(Path(FOLDER, "images")),
+    )
+    opts = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)", "MODEL.WEIGHTS", ""]
+    opts += ["OUTPUT_DIR", str(tmp_path), "MODEL.RESNETS.NORM", "GN", "SEED", "1"]
+    yield default_argument_parser().parse_args(["--config-file", str(CONFIGS / config), *opts])
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_trains_and_evaluates(args, tmp_path):
+    small = "INPUT.MIN_SIZE_TRAIN (160,) INPUT.MIN_SIZE_TEST 160 DATALOADER.NUM_WORKERS 0"
+    args.opts += small.split()
+    args.opts += [
+        "SOLVER.MAX_ITER",
+        "2",
+        "SOLVER.IMS_PER_BATCH",
+        "2",
+        "TEST.DETECTIONS_PER_IMAGE",
+        "5",
+    ]
+    args.opts += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]  # keeps some, though all are wrong
+    cfg = load_cfg(args)
+    check_cfg(cfg, args)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    metrics = read_metrics(tmp_path / "metrics.json")[-1]
+    tasks = {"bbox", "keypoints" if cfg.MODEL.KEYPOINT_ON else "segm"}
+    assert {key.split("/")[0] for key in metrics if key.endswith("/AP")} == tasks
+
+
+def test_blocks_put_into_a_predictor_change_nothing_at_first(args):
+    args.opts += ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]
+    args.opts += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "INPUT.MIN_SIZE_TEST", "400"]
+    args.opts += ["MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvDeconvUpsampleHead"]
+    args.opts += ["TEST.DETECTIONS_PER_IMAGE", "5", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"]
+    predictor = DefaultPredictor(load_cfg(args))
+    record = DatasetCatalog.get(args.opts[1].strip("()',"))[0]
+    image = read_image(record["file_name"], format="BGR")
+    expected = predictor(image)["instances"]
+    insert_non_local(predictor.model, ["res3.1", "res3.3", "res4.1", "res4.3", "res4.5"])
+    actual = predictor(image)["instances"]
+    assert len(expected) > 0
+    assert torch.equal(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(actual.scores, expected.scores)

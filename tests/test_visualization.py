@@ -1,0 +1,79 @@
+import json
+
+from nl_detectron.data.builtin import register_generated
+from nl_detectron.visualization import contact_sheet, draw_predictions, plot_training_curves
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    register_generated("pictured", tmp_path / "set", kind="people", num_images=3, seed=4)
+    yield "pictured"
+    DatasetCatalog.remove("pictured")
+    MetadataCatalog.remove("pictured")
+
+
+@pytest.fixture
+def predictor(monkeypatch):
+    """Predicts one sure box in the upper left quarter, and one unsure box, on any image."""
+
+    class Predictor:
+        def __init__(self, cfg):
+            pass
+
+        def __call__(self, image):
+            import torch
+
+            instances = Instances(image.shape[:2])
+            boxes = torch.tensor([[4.0, 4, 60, 60], [70, 70, 120, 120]])
+            instances.pred_boxes = Boxes(boxes)
+            instances.scores = torch.tensor([0.9, 0.2])
+            instances.pred_classes = torch.tensor([0, 0])
+            instances.pred_keypoint_heatmaps = torch.zeros(2, 17, 8, 8)
+            return {"instances": instances}
+
+    monkeypatch.setattr("nl_detectron.visualization.DefaultPredictor", Predictor)
+
+
+def test_draws_truth_and_predictions_side_by_side(dataset, predictor, tmp_path):
+    files = draw_predictions(None, dataset, tmp_path / "out", num_images=2, height=256)
+    assert [file.name for file in files] == ["000001.png", "000002.png"]
+    record = DatasetCatalog.get(dataset)[0]
+    drawn = cv2.imread(str(files[0])).astype(int)
+    assert drawn.shape == (256, 256 + 4 + 256, 3)
+    plain = cv2.resize(cv2.imread(record["file_name"]), (256, 256)).astype(int)
+    truth, found = abs(drawn[:, :256] - plain).mean(2), abs(drawn[:, 260:] - plain).mean(2)
+    # The truth's mask is drawn over; of the predictions only the sure one is, in its quarter.
+    assert truth.mean() > 10
+    assert found[:128, :128].mean() > 2 * found[140:, 140:].mean()
+    assert (drawn[:, 256:260] == 255).all()
+
+
+def test_contact_sheet_reads_by_rows(tmp_path):
+    files = []
+    for i in range(3):
+        files.append(tmp_path / f"{i}.png")
+        cv2.imwrite(str(files[-1]), np.full((10, 20, 3), 50 * i, np.uint8))
+    contact_sheet(files, tmp_path / "sheet.png", columns=2)
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape == (10 + 8 + 10, 20 + 8 + 20, 3)
+    assert (sheet[:10, :20] == 0).all() and (sheet[:10, 28:] == 50).all()
+    assert (sheet[18:, :20] == 100).all() and (sheet[18:, 28:] == 255).all()
+
+
+def test_training_curves(tmp_path):
+    records = [
+        {"iteration": i, "total_loss": 2.0 / (i + 1), "loss_mask": 1.0 / (i + 1), "lr": 0.1}
+        for i in range(0, 100, 20)
+    ]
+    records.append({"iteration": 99, "bbox/AP": 12.5, "segm/AP": float("nan")})
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text("\n".join(json.dumps(record) for record in records))
+    plot_training_curves(metrics, tmp_path / "curves.png", title="a title")
+    image = cv2.imread(str(tmp_path / "curves.png"))
+    assert image.shape[0] > 400 and 0.005 < (image < 200).any(2).mean() < 0.5
