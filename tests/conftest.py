@@ -1,5 +1,9 @@
+import logging
 import os
 
+import nl_detectron  # noqa: F401
+
+import detectron2
 import pytest
 import torch
 
@@ -7,6 +11,16 @@ import torch
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def log(caplog):
+    """What nl_detectron logs, even after Detectron2 has stopped its loggers' propagation."""
+    logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger.name)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

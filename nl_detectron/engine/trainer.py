@@ -6,6 +6,7 @@ from collections import OrderedDict
 from functools import partial
 from unittest import mock
 
+import detectron2
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -29,7 +30,8 @@ from torch import nn
 
 from ..solver import build_optimizer
 
-logger = logging.getLogger("detectron2.nl_detectron")
+# below the logger that Detectron2 sets up, whatever the name it is installed under
+logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
 
 
 def _coco(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:

@@ -4,12 +4,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import detectron2
 from detectron2.modeling.backbone import ResNet
 from torch import nn
 
 from ..layers import NonLocalBlock
 
-logger = logging.getLogger("detectron2.nl_detectron")
+# below the logger that Detectron2 sets up, whatever the name it is installed under
+logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
 
 
 def insert_non_local(

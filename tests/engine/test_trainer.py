@@ -1,5 +1,4 @@
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -38,14 +37,13 @@ def last_metrics(output: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", CONFIG_FILES)
-def test_trains_evaluates_and_resumes(kind, small_sets, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "detectron2.nl_detectron")
+def test_trains_evaluates_and_resumes(kind, small_sets, tmp_path, log):
     cfg = quick_cfg(kind, small_sets, tmp_path)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
-    assert "Starting on cpu at iteration 0 from random weights" in caplog.text
+    assert "Starting on cpu at iteration 0 from random weights" in log.text
     for name, value in trainer.model.state_dict().items():
         if ".nl" in name and name.endswith("out.weight"):
             assert not torch.equal(value, before[name]), name  # the zero start is left
@@ -62,7 +60,7 @@ def test_trains_evaluates_and_resumes(kind, small_sets, tmp_path, caplog):
     restored = [s["exp_avg"] for s in resumed.optimizer.state_dict()["state"].values()]
     assert all(map(torch.equal, restored, moments)) and len(moments) > 100
     last = tmp_path / "model_final.pth"
-    assert f"Resumed on cpu at iteration 2 from {last}" in caplog.text
+    assert f"Resumed on cpu at iteration 2 from {last}" in log.text
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
 
@@ -72,19 +70,18 @@ def test_trains_evaluates_and_resumes(kind, small_sets, tmp_path, caplog):
 
     weights = quick_cfg(kind, small_sets, tmp_path, "MODEL.WEIGHTS", str(last))
     results = Trainer.evaluate(weights, resume=False)
-    assert f"Starting on cpu from {last}" in caplog.text
+    assert f"Starting on cpu from {last}" in log.text
     assert set(results) == tasks
     for task in tasks:
         logged = metrics[f"{task}/AP"]
         assert results[task]["AP"] == pytest.approx(logged, nan_ok=True)
 
 
-def test_resume_without_a_checkpoint_says_so(small_sets, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "detectron2.nl_detectron")
+def test_resume_without_a_checkpoint_says_so(small_sets, tmp_path, log):
     trainer = Trainer(quick_cfg("shapes", small_sets, tmp_path))
     trainer.resume_or_load(resume=True)
-    assert f"--resume: there is no checkpoint in {tmp_path} yet" in caplog.text
-    assert "Starting on cpu at iteration 0 from random weights" in caplog.text
+    assert f"--resume: there is no checkpoint in {tmp_path} yet" in log.text
+    assert "Starting on cpu at iteration 0 from random weights" in log.text
 
 
 def test_optimizers(small_sets, tmp_path):
@@ -152,7 +149,7 @@ def test_two_processes_train_the_same_model_as_one(small_sets, tmp_path):
     one, two = weights
     assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=name)
     # What started at zero is all update: it tells half a batch from a whole one.
     for stage, index in (("res3", 1), ("res4", 4)):
         name = f"backbone.bottom_up.{stage}.nl{index}.out.weight"
@@ -171,6 +168,7 @@ def test_the_training_script_on_two_processes(tmp_path, generated_sets):
     run(TOOLS / "train_net.py", *arguments, *datasets, *opts, env=generated_sets)
     assert "bbox/AP" in last_metrics(output)
     assert (output / "log.txt.rank1").exists()
+    assert "Starting on cpu at iteration 0 from random" in (output / "log.txt").read_text()
 
 
 def test_the_training_script_refuses_in_one_line(tmp_path):

@@ -138,12 +138,12 @@ def test_takes_over_dtype_and_mode(resnet):
         assert block.training == block.norm.training == training
 
 
-def test_a_block_in_a_frozen_stage_is_frozen(resnet, caplog):
+def test_a_block_in_a_frozen_stage_is_frozen(resnet, log):
     resnet.freeze(4)
     frozen, trainable = insert_non_local(resnet, ["res4.-2", "res5.0"], norm="BN")
     assert not any(p.requires_grad for p in frozen.parameters())
     assert all(p.requires_grad for p in trainable.parameters())
-    assert "block nl4 (64 channels) is frozen" in caplog.text and "nl0" not in caplog.text
+    assert "block nl4 (64 channels) is frozen" in log.text and "nl0" not in log.text
 
 
 def test_freezing_the_resnet_later_reaches_the_block(resnet):
