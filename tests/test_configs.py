@@ -1,5 +1,6 @@
 """Each COCO config is its twin of Detectron2's zoo, but for the keys that we mean."""
 
+import re
 from pathlib import Path
 
 from nl_detectron import NonLocalBlock
@@ -37,6 +38,12 @@ def flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
             else {prefix + key: value}
         )
     return flat
+
+
+def test_the_readme_names_configs_that_exist():
+    text = (CONFIGS.parent / "README.md").read_text()
+    named = set(re.findall(r"(?:configs/|`)((?:COCO|quick)[\w/-]+\.yaml)", text))
+    assert named == {name(path) for path in LEAVES}
 
 
 def name(path: Path) -> str:

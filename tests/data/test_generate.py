@@ -72,7 +72,7 @@ def test_annotations_are_exact(generated):
         on_disk = cv2.imread(str(json_file.parent / "images" / image["file_name"]))
         np.testing.assert_array_equal(on_disk, scene.image)
         annotations = coco.imgToAnns[i]
-        low, high = {"shapes": (2, 4), "people": (1, 2)}[kind]
+        low, high = {"shapes": (2, 3), "people": (1, 2)}[kind]
         assert low <= len(annotations) <= high
         masks = [coco.annToMask(annotation) for annotation in annotations]
         assert np.sum(masks, axis=0).max() == 1  # disjoint

@@ -28,7 +28,8 @@ def quick_cfg(kind: str, small_sets: dict[str, str], output: Path, *opts: str):
     datasets = ("DATASETS.TRAIN", f"('{small_sets[kind]}',)", "DATASETS.TEST")
     arguments = ("--config-file", str(CONFIG_FILES[kind]), *datasets, f"('{small_sets[kind]}',)")
     schedule = ("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", str(output))
-    return load_cfg(default_argument_parser().parse_args([*arguments, *schedule, *opts]))
+    device = ("MODEL.DEVICE", "cpu")
+    return load_cfg(default_argument_parser().parse_args([*arguments, *schedule, *device, *opts]))
 
 
 def last_metrics(output: Path) -> dict[str, float]:
