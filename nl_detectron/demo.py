@@ -42,23 +42,21 @@ def run_demo(
         UsageError: if a config cannot work, or if a training fails.
     """
     start = time.time()
-    commands = {}
+    cfgs, commands = {}, {}
     for name, config in configs.items():
         arguments = ["--config-file", str(config), *opts, "OUTPUT_DIR", str(output / name)]
         args = default_argument_parser().parse_args(arguments)
-        check_cfg(load_cfg(args), args)  # makes the datasets, too
+        cfgs[name] = load_cfg(args)
+        check_cfg(cfgs[name], args)  # makes the datasets, too
         (output / name / "metrics.json").unlink(missing_ok=True)  # Detectron2 would append to it
         commands[name] = [sys.executable, str(train_net), *arguments]
     _run_side_by_side(commands, output)
 
     results, sheet = {}, []
-    for name, config in configs.items():
+    for name, cfg in cfgs.items():
         folder = output / name
-        weights = ["MODEL.WEIGHTS", str(folder / "model_final.pth")]
-        args = default_argument_parser().parse_args(
-            ["--config-file", str(config), *opts, "OUTPUT_DIR", str(folder), *weights]
-        )
-        cfg = load_cfg(args)
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
         pictures = draw_predictions(cfg, cfg.DATASETS.TEST[0], folder / "predictions", height=256)
         sheet.append(pictures[:SHEET_ROWS])
         plot_training_curves(folder / "metrics.json", folder / "curves.png", title=name)

@@ -58,7 +58,8 @@ def draw_predictions(
         truth = picture(lambda v, record=record: v.draw_dataset_dict(record))
         found = picture(lambda v, found=predictions: v.draw_instance_predictions(found))
         file = folder / Path(record["file_name"]).with_suffix(".png").name
-        _write(file, np.hstack([truth, _gap(len(truth), GAP // 2), found]))
+        gap = np.full((len(truth), GAP // 2, 3), 255, np.uint8)
+        _write(file, np.hstack([truth, gap, found]))
         files.append(file)
     return files
 
@@ -89,9 +90,8 @@ def plot_training_curves(metrics_file: str | Path, file: str | Path, *, title: s
     losses, rate = figure.subplots(1, 2, width_ratios=(3, 1))
     for name in names:
         points = [(r["iteration"], r[name]) for r in records if name in r]
-        losses.plot(
-            *zip(*points, strict=True), label=name, linewidth=2.5 * (name == "total_loss") or 1.2
-        )
+        width = 2.5 if name == "total_loss" else 1.2
+        losses.plot(*zip(*points, strict=True), label=name, linewidth=width)
     losses.set(xlabel="iteration", ylabel="loss", yscale="log", title=title)
     losses.legend(fontsize="small")
     points = [(r["iteration"], r["lr"]) for r in records if "lr" in r]
@@ -104,10 +104,6 @@ def read_metrics(metrics_file: str | Path) -> list[dict[str, float]]:
     """The records of a ``metrics.json``, one for each time that Detectron2 wrote to it."""
     lines = Path(metrics_file).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line]
-
-
-def _gap(height: int, width: int) -> np.ndarray:
-    return np.full((height, width, 3), 255, np.uint8)
 
 
 def _write(file: Path, image: np.ndarray) -> None:
