@@ -1,10 +1,12 @@
+from ..errors import UsageError, usage_errors
 from .launch import launch
-from .setup import UsageError, check_cfg, load_cfg, usage_errors
+from .setup import argument_parser, check_cfg, load_cfg
 from .trainer import Trainer, build_evaluator
 
 __all__ = [
     "Trainer",
     "UsageError",
+    "argument_parser",
     "build_evaluator",
     "check_cfg",
     "launch",
