@@ -146,10 +146,12 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             if checkpoint.get("__author__") == "Caffe2":
                 weights, _ = convert_c2_detectron_names(weights)
             checkpoint["model"] = match_names(self.model.state_dict(), weights)
-        return super()._load_model(checkpoint)
+        weights = checkpoint["model"]  # whose names super() changes in place
+        incompatible = super()._load_model(checkpoint)
+        self.report = classify(self.model, weights, *incompatible)
+        return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        self.report = classify(self.model, *incompatible)
         logger.info(f"Loaded tensors:\n{self.report}")
         problem = self.report.problem(complete=self._must_be_complete)
         if problem is None:

@@ -86,22 +86,35 @@ class LoadReport:
 
 def classify(
     model: nn.Module,
+    present: Iterable[str],
     missing: Iterable[str],
-    unexpected: Sequence[str],
+    unexpected: Iterable[str],
     mismatched: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
 ) -> LoadReport:
     """Sorts the tensors of a model after a load.
 
+    What a layer makes up for itself counts with the layer: the statistics of a FrozenBN that the
+    file has folded into its weights, and the counter of batches, which no norm here reads.
+
     Args:
-        missing: names of the model's tensors that the file does not have.
+        present: names in the file.
+        missing: names of the model's tensors that the model itself says it misses.
         unexpected: names in the file that the model does not have.
         mismatched: name, shape in the file and shape in the model.
     """
     other = {name for name, _, _ in mismatched}
-    missing = set(missing) - other
-    names = list(model.state_dict())
-    loaded = [name for name in names if name not in missing and name not in other]
-    report = LoadReport(loaded, unexpected=list(unexpected), mismatched=list(mismatched))
+    present, missing = set(present) - other, set(missing) - other
+    layers = {name.rpartition(".")[0] for name in present}
+    names = [name for name in model.state_dict() if name not in other]
+    loaded = [
+        name
+        for name in names
+        if name in present
+        or (name.rpartition(".")[0] in layers and (name not in missing or _is_counter(name)))
+    ]
+    missing = set(names) - set(loaded)
+    unexpected = [name for name in unexpected if not _is_counter(name)]
+    report = LoadReport(loaded, unexpected=unexpected, mismatched=list(mismatched))
 
     blocks = _prefixes(model, NonLocalBlock)
     untouched = tuple(
@@ -143,6 +156,10 @@ def _beside_backbone(name: str, loaded: Iterable[str]) -> bool:
     return CLASSIFIER.fullmatch(layer) is not None or any(
         f".{other}".rpartition(".")[0].endswith(f".{layer}") for other in loaded
     )
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
 
 
 def _in_non_local(name: str) -> bool:
