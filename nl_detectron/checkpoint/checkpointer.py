@@ -14,7 +14,7 @@ from torch import nn
 
 from .download import check_download
 from .matching import match_names
-from .reading import CheckpointError, read_checkpoint
+from .reading import CheckpointError, as_detectron2, read_checkpoint
 from .report import LoadReport, classify
 from .writing import AtomicPathManager, versions, write_safetensors
 
@@ -109,20 +109,10 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             write_safetensors(path, self.model.state_dict(), about)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        # None of Detectron2's own readers, which unpickle, is called. What they make of a file:
-        content = read_checkpoint(filename, trust=self.trust)
-        if filename.endswith(".pkl"):
-            if "model" in content and "__author__" in content:
-                return content  # Detectron2's zoo
-            blobs = content.get("blobs", content)  # Detectron1's zoo, ImageNet models
-            weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-        if filename.endswith(".pyth"):  # pycls
-            weights = content.get("model_state", {})
-            weights = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
-            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
-        if "model" not in content:
-            content = {"model": content}
+        # None of Detectron2's own readers, which unpickle, is called.
+        content = as_detectron2(read_checkpoint(filename, trust=self.trust), filename)
+        if filename.endswith((".pkl", ".pyth")):
+            return content
         query = dict(self._query)
         if query.pop("matching_heuristics", ["False"]) == ["True"]:
             content["matching_heuristics"] = True

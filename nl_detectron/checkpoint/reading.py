@@ -85,6 +85,26 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
     return content
 
 
+def as_detectron2(content: dict[str, Any], path: str) -> dict[str, Any]:
+    """What a file holds, in the form that Detectron2 gives the files of each zoo.
+
+    Returns:
+        a dictionary whose ``"model"`` are the weights, of Caffe2 if its ``"__author__"`` says so,
+        and by the ends of their names if ``"matching_heuristics"`` is set.
+    """
+    if path.endswith(".pkl"):
+        if "model" in content and "__author__" in content:
+            return content  # Detectron2's zoo
+        blobs = content.get("blobs", content)  # Detectron1's zoo, ImageNet models
+        weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    if path.endswith(".pyth"):  # pycls
+        weights = content.get("model_state", {})
+        weights = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    return content if "model" in content else {"model": content}
+
+
 def read_config(path: str, *, trust: bool = False) -> str | None:
     """The config that belongs to a checkpoint, as YAML text, or None if there is none.
 
