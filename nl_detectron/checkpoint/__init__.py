@@ -1,5 +1,6 @@
 from .checkpointer import NonLocalCheckpointer
-from .reading import CheckpointError, read_checkpoint, read_config
+from .config import read_config
+from .reading import CheckpointError, read_checkpoint
 from .report import LoadReport
 
 __all__ = [

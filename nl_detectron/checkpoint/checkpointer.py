@@ -8,13 +8,18 @@ from urllib.parse import parse_qs
 
 import detectron2
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.config import CfgNode
 from torch import nn
 
-from .download import check_download
+from .download import local_copy
 from .matching import match_names
-from .reading import CheckpointError, as_detectron2, read_checkpoint
+from .reading import (
+    CheckpointError,
+    as_detectron2,
+    as_tensors,
+    caffe2_to_detectron2,
+    read_checkpoint,
+)
 from .report import LoadReport, classify
 from .writing import AtomicPathManager, versions, write_safetensors
 
@@ -80,15 +85,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         if not path:
             return super().load(path, checkpointables)
         address, _, query = path.partition("?")
-        try:
-            local = self.path_manager.get_local_path(address)
-        except Exception as error:  # of any of the handlers of addresses
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise CheckpointError(f"{address} cannot be had ({reason})") from error
-        if not os.path.isfile(local):
-            raise CheckpointError(f"checkpoint {address} does not exist")
-        if not self.trust and (digest := check_download(address, local)):
-            logger.info(f"{address} has the {digest.algorithm} that is stated for it")
+        local_copy(self.path_manager, address, trust=self.trust)
         resumes = checkpointables is None and bool(self.checkpointables)
         self._must_be_complete = self.complete or resumes
         self._query = parse_qs(query)
@@ -124,17 +121,9 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        try:
-            self._convert_ndarray_to_tensor(checkpoint["model"])
-        except (AttributeError, ValueError) as error:
-            raise CheckpointError(
-                f"its weights are not a dictionary of tensors ({error}). Is it one of another "
-                "library, for tools/convert_checkpoint.py?"
-            ) from error
+        checkpoint["model"] = as_tensors(checkpoint["model"])
         if checkpoint.pop("matching_heuristics", False):
-            weights = checkpoint["model"]
-            if checkpoint.get("__author__") == "Caffe2":
-                weights, _ = convert_c2_detectron_names(weights)
+            weights = caffe2_to_detectron2(checkpoint)
             checkpoint["model"] = match_names(self.model.state_dict(), weights)
         weights = checkpoint["model"]  # whose names super() changes in place
         incompatible = super()._load_model(checkpoint)

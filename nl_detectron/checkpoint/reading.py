@@ -7,10 +7,12 @@ import pickle
 import zipfile
 from typing import Any
 
+import numpy as np
 import torch
-from detectron2.utils.file_io import PathManager
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from packaging.version import Version
 from safetensors import safe_open
+from torch import Tensor
 
 from ..errors import UsageError
 from .pickles import ARRAYS, DamagedError, DataUnpickler, Name, Opaque, UnpicklingError, load_arrays
@@ -20,6 +22,8 @@ from .pickles import ARRAYS, DamagedError, DataUnpickler, Name, Opaque, Unpickli
 SAFE_TORCH = Version("2.10.0")
 
 TRUST_HINT = "If you trust where the file comes from, --trust-checkpoint loads it all the same"
+
+OTHER = "Weights of other libraries are converted by tools/convert_checkpoint.py"
 
 # torch.save's formats: zip archives since torch 1.6; before, pickles that begin with this number
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -91,71 +95,58 @@ def as_detectron2(content: dict[str, Any], path: str) -> dict[str, Any]:
     Returns:
         a dictionary whose ``"model"`` are the weights, of Caffe2 if its ``"__author__"`` says so,
         and by the ends of their names if ``"matching_heuristics"`` is set.
+
+    Raises:
+        CheckpointError: if the weights are no dictionary of arrays or tensors.
     """
-    if path.endswith(".pkl"):
-        if "model" in content and "__author__" in content:
-            return content  # Detectron2's zoo
-        blobs = content.get("blobs", content)  # Detectron1's zoo, ImageNet models
-        weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-    if path.endswith(".pyth"):  # pycls
-        weights = content.get("model_state", {})
-        weights = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
-        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+    if path.endswith(".pkl") and not ("model" in content and "__author__" in content):
+        # not of Detectron2's zoo: of Detectron1's, or an ImageNet model
+        blobs = _dictionary(content.get("blobs", content))
+        weights = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
+        content = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    elif path.endswith(".pyth"):  # pycls
+        blobs = _dictionary(content.get("model_state", {}))
+        weights = {k: v for k, v in blobs.items() if not str(k).endswith("num_batches_tracked")}
+        content = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
     return content if "model" in content else {"model": content}
 
 
-def read_config(path: str, *, trust: bool = False) -> str | None:
-    """The config that belongs to a checkpoint, as YAML text, or None if there is none.
+def as_tensors(weights: Any) -> dict[str, Tensor]:
+    """A dictionary of arrays or tensors as one of tensors.
 
-    It is looked for in the checkpoint itself, then beside it, in a file of the same name that ends
-    in ``.yaml`` or in ``config.yaml``; a checkpoint of Detectron2's model zoo has the zoo's config.
-
-    Args:
-        path: as for ``MODEL.WEIGHTS``: a local file or an address.
-        trust: see :func:`read_checkpoint`.
+    It is without the versions of layers that torch keeps with a state dict: Detectron2's FrozenBN
+    takes a BatchNorm's for its own, and then subtracts its epsilon from the variances.
 
     Raises:
-        CheckpointError: as :func:`read_checkpoint`.
+        CheckpointError: if it is none.
     """
-    path = path.partition("?")[0]
-    if (zoo_config := _zoo_config(path)) is not None:
-        return zoo_config
-    local = PathManager.get_local_path(path)
-    if not os.path.isfile(local):
-        raise CheckpointError(f"checkpoint {path} does not exist")
-    if local.endswith(".safetensors"):
-        config = _safetensors_metadata(local).get("config")
-    else:
-        config = read_checkpoint(local, trust=trust).get("config")
-    if isinstance(config, str):
-        return config
-    folder = os.path.dirname(local)
-    for file in (os.path.splitext(local)[0] + ".yaml", os.path.join(folder, "config.yaml")):
-        if os.path.isfile(file):
-            with open(file, encoding="utf-8") as opened:
-                return opened.read()
-    return None
+    for name, value in _dictionary(weights).items():
+        if not isinstance(name, str) or not isinstance(value, (np.ndarray, Tensor)):
+            raise CheckpointError(
+                f"it holds a {type(value).__name__} at {name!r} where weights should be. {OTHER}"
+            )
+    return {name: torch.as_tensor(value) for name, value in weights.items()}
 
 
-def _zoo_config(path: str) -> str | None:
-    from detectron2 import model_zoo  # here, for its deprecation warning on import
-
-    zoo = model_zoo.model_zoo._ModelZooUrls
-    for prefix in ("detectron2://", zoo.S3_PREFIX):
-        if path.startswith(prefix):
-            for name, suffix in zoo.CONFIG_PATH_TO_URL_SUFFIX.items():
-                if path == f"{prefix}{name}/{suffix}":
-                    return model_zoo.get_config(f"{name}.yaml").dump()
-    return None
+def _dictionary(weights: Any) -> dict:
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"its weights are a {type(weights).__name__}, no dictionary. {OTHER}")
+    return weights
 
 
-def _safetensors_metadata(path: str) -> dict[str, str]:
+def caffe2_to_detectron2(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of :func:`as_detectron2`, renamed if they are of Caffe2.
+
+    Raises:
+        CheckpointError: if they are no weights of Caffe2.
+    """
+    weights = as_tensors(content["model"])
+    if content.get("__author__") != "Caffe2":
+        return weights
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except Exception as error:
-        raise CheckpointError(f"checkpoint {path} is damaged or cut off ({error})") from error
+        return convert_c2_detectron_names(weights)[0]
+    except (AssertionError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"its weights are not Detectron1's ({error!r:.200})") from error
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:

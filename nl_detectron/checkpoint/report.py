@@ -11,7 +11,7 @@ from torch import nn
 
 from ..layers import NonLocalBlock
 
-NAMES_SHOWN = 3
+NAMES_SHOWN = 2
 # The last layer of models trained on ImageNet: fc1000 (Detectron2), stem.fc (torchvision), linear
 CLASSIFIER = re.compile(r"((stem|head)\.)?(fc|fc1000|linear|classifier|pred)")
 
@@ -75,6 +75,9 @@ class LoadReport:
             wrong.append(f"{len(names)} non-local tensors are missing ({_first(names)})")
         if complete and self.new_part:
             wrong.append(f"{len(self.new_part)} tensors are missing ({_first(self.new_part)})")
+        if wrong and self.unexpected:
+            names = self.unexpected
+            wrong.append(f"{len(names)} tensors of the file have no place ({_first(names)})")
         blocks = [name for name in self.unexpected if _in_non_local(name)]
         if complete and blocks:
             wrong.append(

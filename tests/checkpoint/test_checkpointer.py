@@ -17,6 +17,7 @@ import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone, build_model
 from safetensors import safe_open
 from torch import nn
@@ -327,6 +328,34 @@ def test_a_checkpoint_of_another_library_says_so(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(1)}, "meta": {"epoch": 1}}, path)
     with pytest.raises(CheckpointError, match="convert_checkpoint.py"):
         NonLocalCheckpointer(nn.Linear(1, 1)).load(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": [1, 2], "__author__": "x"},
+        {"model": {1: torch.ones(1).numpy()}, "__author__": "x"},
+        {"blobs": [1]},
+        {1: 2},
+        {"cls_score_w": torch.tensor(1.0).numpy()},
+        {"a_w": torch.ones(1).numpy(), "a.w": torch.ones(1).numpy()},
+    ],
+)
+def test_a_pickle_of_something_else(tmp_path, content):
+    path = tmp_path / "other.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(CheckpointError):
+        NonLocalCheckpointer(nn.Linear(1, 1)).load(str(path))
+
+
+def test_a_trained_norm_is_frozen_as_it_is(tmp_path):
+    norm = nn.BatchNorm2d(4)
+    nn.init.constant_(norm.running_var, 0.01)
+    frozen = nn.Sequential(FrozenBatchNorm2d(4))
+    for suffix in (".pth", ".safetensors", ".pkl"):
+        path = write(tmp_path / f"norm{suffix}", nn.Sequential(norm).state_dict())
+        NonLocalCheckpointer(frozen, complete=True).load(path)
+        assert torch.equal(frozen[0].running_var, norm.running_var)
 
 
 def test_any_model_and_any_prefix_of_ddp(tmp_path):

@@ -46,14 +46,21 @@ def test_our_list_is_of_the_zoo():
     assert all(len(digits) == 64 and int(digits, 16) for digits in SHA256.values())
 
 
-def test_md5_of_the_zoo(tmp_path):
+def test_md5_of_the_zoo(tmp_path, log):
     path = tmp_path / "file"
     path.write_bytes(b"weights")
     md5 = hashlib.md5(b"weights").hexdigest()
-    address = f"detectron2://a/model_final_{md5[:6]}.pkl"
-    assert check_download(address, str(path)) == ("md5", md5[:6])
-    with pytest.raises(CheckpointError, match=f"{md5}. Delete that file"):
-        check_download("detectron2://a/model_final_000000.pkl", str(path))
+    check_download(f"detectron2://a/model_final_{md5[:6]}.pkl", str(path))
+    assert "has the md5 that is stated for it" in log.text
+    check_download("detectron2://a/model_final_000000.pkl", str(path))
+    assert f"has {md5}. Delete that file" in log.text  # a warning
+
+
+def test_sha256_of_our_list(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match=SHA256[MASK_3X]):
+        check_download(f"detectron2://{MASK_3X}", str(path))
 
 
 @pytest.fixture

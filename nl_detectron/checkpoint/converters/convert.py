@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
 from ..checkpointer import NonLocalCheckpointer
-from ..reading import CheckpointError, as_detectron2, read_checkpoint
+from ..reading import (
+    CheckpointError,
+    as_detectron2,
+    as_tensors,
+    caffe2_to_detectron2,
+    read_checkpoint,
+)
 from ..writing import replacing, versions, write_safetensors
 from .converted import Converted
 from .mmdetection import convert_mask_rcnn
@@ -69,11 +74,8 @@ def convert_file(
     about: dict[str, Any] = {}
     if library == "detectron2":
         content = as_detectron2(content, source)
-        weights = _tensors(content["model"], source)
         heuristics = bool(content.get("matching_heuristics", False))
-        if content.get("__author__") == "Caffe2":
-            weights, _ = convert_c2_detectron_names(weights)
-        converted = Converted(weights, by_suffix=heuristics)
+        converted = Converted(caffe2_to_detectron2(content), by_suffix=heuristics)
         about = {key: content[key] for key in ("config", "overrides") if key in content}
         left_out = content.keys() - {"model", "config", "overrides", "versions"}
         if state := left_out - {"__author__", "matching_heuristics"}:
@@ -103,17 +105,6 @@ def convert_file(
     return converted
 
 
-def _tensors(weights: Any, path: str) -> dict[str, Tensor]:
-    if not isinstance(weights, dict):
-        raise CheckpointError(f"{path} has no dictionary of tensors")
-    for name, value in weights.items():
-        if not isinstance(value, (np.ndarray, Tensor)):
-            raise CheckpointError(
-                f"{path} holds a {type(value).__name__} at {name!r} where weights should be"
-            )
-    return {name: torch.as_tensor(value) for name, value in weights.items()}
-
-
 def _state_dict(content: dict[str, Any], path: str) -> dict[str, Tensor]:
     """The weights in a file of another library, wherever it keeps them."""
     for key in ("state_dict", "model", "blobs"):
@@ -122,7 +113,7 @@ def _state_dict(content: dict[str, Any], path: str) -> dict[str, Tensor]:
             break
     # Caffe2 stores its counters with the blobs.
     content = {k: v for k, v in content.items() if np.ndim(v) > 0 or isinstance(v, Tensor)}
-    tensors = _tensors(content, path)
+    tensors = as_tensors(content)
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
     if all(name.startswith("module.") for name in tensors):
@@ -131,10 +122,7 @@ def _state_dict(content: dict[str, Any], path: str) -> dict[str, Tensor]:
 
 
 def _add_base(converted: Converted, base: str, trust: bool) -> None:
-    content = as_detectron2(read_checkpoint(base, trust=trust), base)
-    weights = _tensors(content["model"], base)
-    if content.get("__author__") == "Caffe2":
-        weights, _ = convert_c2_detectron_names(weights)
+    weights = caffe2_to_detectron2(as_detectron2(read_checkpoint(base, trust=trust), base))
     if not converted.by_suffix or not any(name.startswith("res2.") for name in weights):
         raise CheckpointError(f"{base} is no pretrained ResNet that blocks could be added to")
     overlap = converted.weights.keys() & weights.keys()

@@ -64,6 +64,7 @@ def convert_rcnn(weights: Mapping[str, Tensor], *, coco_80: bool = False) -> Con
     resnet = rename_resnet(body)
     source = "torchvision's Mask R-CNN and Keypoint R-CNN (v2 models are not converted)"
     heads = rename_all(rest, RULES, source)
+    need(heads, "backbone.fpn_output2.weight", "roi_heads.box_head.fc1.weight")
     num_classes = _background_last(heads, coco_80)
     notes = [
         "equal to torchvision's: boxes, scores, classes, keypoints and 28x28 mask probabilities "
