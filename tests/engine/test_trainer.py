@@ -1,4 +1,5 @@
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,22 @@ def test_weights_that_do_not_fit(small_sets, tmp_path):
     with pytest.raises(CheckpointError, match="non-local tensors are missing"):
         Trainer.evaluate(cfg, resume=False)
     assert "bbox" in Trainer.evaluate(cfg, resume=False, allow_missing=True)
+
+
+def test_a_finished_model_is_fine_tuned_with_a_block(small_sets, tmp_path):
+    """From a file as Detectron2's zoo has them to a non-local model that is evaluated."""
+    stock = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
+    model = Trainer.build_model(quick_cfg("shapes", small_sets, tmp_path, *stock))
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    zoo = tmp_path / "model_final_f10217.pkl"
+    zoo.write_bytes(pickle.dumps({"model": weights, "__author__": "Detectron2 Model Zoo"}))
+    start = ("MODEL.WEIGHTS", str(zoo), "TEST.EVAL_PERIOD", "0")
+    trainer = Trainer(quick_cfg("shapes", small_sets, tmp_path, *start))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert trainer.model.backbone.bottom_up.res4.nl4.out.weight.abs().max() > 0
+    end = ("MODEL.WEIGHTS", str(tmp_path / "model_final.pth"))
+    assert "bbox" in Trainer.evaluate(quick_cfg("shapes", small_sets, tmp_path, *end), resume=False)
 
 
 def test_the_last_checkpoint_of_a_training_holds_its_config(small_sets, tmp_path):
