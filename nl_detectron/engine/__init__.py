@@ -1,13 +1,18 @@
+from ..errors import UsageError, usage_errors
 from .launch import launch
-from .setup import UsageError, check_cfg, load_cfg, usage_errors
+from .lazy import build_model_of, check_lazy_cfg, load_lazy_cfg
+from .setup import check_cfg, load_cfg
 from .trainer import Trainer, build_evaluator
 
 __all__ = [
     "Trainer",
     "UsageError",
     "build_evaluator",
+    "build_model_of",
     "check_cfg",
+    "check_lazy_cfg",
     "launch",
     "load_cfg",
+    "load_lazy_cfg",
     "usage_errors",
 ]

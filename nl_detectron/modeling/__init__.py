@@ -2,6 +2,7 @@ from .backbone import (
     build_non_local_resnet_backbone,
     build_non_local_resnet_fpn_backbone,
     build_non_local_retinanet_resnet_fpn_backbone,
+    non_local_resnet,
 )
 from .insertion import insert_non_local
 from .keypoint_head import NonLocalKeypointHead
@@ -12,4 +13,5 @@ __all__ = [
     "build_non_local_resnet_fpn_backbone",
     "build_non_local_retinanet_resnet_fpn_backbone",
     "insert_non_local",
+    "non_local_resnet",
 ]
