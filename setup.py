@@ -10,7 +10,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["nl_detectron", "nl_detectron.*"]),
+    # nl_detectron/configs and nl_detectron/tools are links to the folders of these names here, so
+    # that a wheel has both: configs by name, and `python -m nl_detectron.tools.train_net`.
+    packages=[*find_packages(include=["nl_detectron", "nl_detectron.*"]), "nl_detectron.tools"],
+    package_data={"nl_detectron": ["configs/**/*.yaml", "configs/**/*.py"]},
     # Detectron2 itself is not on PyPI; README.md has the ways to install it. What stands here is
     # what Detectron2 needs at run time, and torchvision where torch is.
     install_requires=[

@@ -21,7 +21,7 @@ SHEET_ROWS = 4  # pictures of each model in predictions.jpg
 
 
 def run_demo(
-    train_net: Path, configs: Mapping[str, Path], output: Path, opts: Sequence[str] = ()
+    train_net: Path, configs: Mapping[str, str], output: Path, opts: Sequence[str] = ()
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """Trains all models side by side, and writes what came of it.
 
@@ -30,7 +30,7 @@ def run_demo(
 
     Args:
         train_net: the training script.
-        configs: config files by the models' names.
+        configs: config files, or names of our model zoo, by the models' names.
         output: folder for all results.
         opts: ``KEY VALUE`` pairs for all models.
 
@@ -44,7 +44,7 @@ def run_demo(
     start = time.time()
     cfgs, commands = {}, {}
     for name, config in configs.items():
-        arguments = ["--config-file", str(config), *opts, "OUTPUT_DIR", str(output / name)]
+        arguments = ["--config-file", config, *opts, "OUTPUT_DIR", str(output / name)]
         args = default_argument_parser().parse_args(arguments)
         cfgs[name] = load_cfg(args)
         check_cfg(cfgs[name], args)  # makes the datasets, too

@@ -1,8 +1,9 @@
-"""What a user can put right, as one line and exit code 2."""
+"""Errors that the user can put right."""
 
 import contextlib
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class UsageError(Exception):
@@ -23,3 +24,9 @@ def usage_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def did_you_mean(value: str, allowed: Iterable[str]) -> str:
+    """``"; did you mean a or b?"`` with the closest of the allowed values, or nothing."""
+    close = difflib.get_close_matches(value, list(allowed), n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

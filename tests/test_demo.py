@@ -47,7 +47,7 @@ def test_a_training_that_fails_is_reported_and_ends_the_others(tmp_path, monkeyp
     for name in ("shapes", "endless"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text("of an earlier run")
-    config = ROOT / "configs/quick_schedules/mask_rcnn_shapes_nl.yaml"
+    config = "quick_schedules/mask_rcnn_shapes_nl.yaml"
     with pytest.raises(UsageError, match="training failed for shapes; see .*console.txt"):
         run_demo(script, {"shapes": config, "endless": config}, tmp_path)
     assert "so and so" in (tmp_path / "shapes/console.txt").read_text()

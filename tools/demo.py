@@ -12,10 +12,9 @@ from pathlib import Path
 from nl_detectron.demo import run_demo
 from nl_detectron.engine import usage_errors
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {
-    "shapes": ROOT / "configs/quick_schedules/mask_rcnn_shapes_nl.yaml",
-    "people": ROOT / "configs/quick_schedules/keypoint_rcnn_people_nl.yaml",
+    "shapes": "quick_schedules/mask_rcnn_shapes_nl.yaml",
+    "people": "quick_schedules/keypoint_rcnn_people_nl.yaml",
 }
 
 if __name__ == "__main__":
@@ -27,4 +26,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the trainings, too
     with usage_errors():
-        run_demo(ROOT / "tools/train_net.py", CONFIGS, arguments.output, arguments.opts)
+        run_demo(
+            Path(__file__).with_name("train_net.py"), CONFIGS, arguments.output, arguments.opts
+        )

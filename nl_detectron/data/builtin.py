@@ -52,14 +52,14 @@ def register_generated(
 
 
 def register_all(root: str | Path) -> list[str]:
-    """Registers shapes_train, shapes_val, people_train and people_val below root.
+    """Registers shapes_train, shapes_val, shapes_tiny and the same of people below root.
 
     Returns:
         These names.
     """
     names = []
     for kind in KINDS:
-        for split, num_images, seed in (("train", 2000, 1), ("val", 300, 2)):
+        for split, num_images, seed in (("train", 2000, 1), ("val", 300, 2), ("tiny", 8, 3)):
             name = f"{kind}_{split}"
             folder = Path(root, "nl_detectron", name)
             register_generated(name, folder, kind=kind, num_images=num_images, seed=seed)

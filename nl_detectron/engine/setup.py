@@ -1,7 +1,6 @@
 """From command-line arguments to a config that has been checked, before any long work."""
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -19,7 +18,8 @@ from detectron2.utils.file_io import PathManager
 
 from ..config import add_non_local_config, non_local_options
 from ..data.builtin import GENERATED
-from ..errors import UsageError
+from ..errors import UsageError, did_you_mean
+from ..model_zoo import get_config_file
 from ..modeling.backbone import check_placement
 from ..modeling.insertion import build_block
 from ..modeling.keypoint_head import check_keypoint_head_placement
@@ -64,6 +64,8 @@ def load_cfg(args: argparse.Namespace) -> CfgNode:
 
     Args:
         args: as parsed by :func:`argument_parser`, or by Detectron2's default_argument_parser.
+            Where ``config_file`` is a name of :mod:`nl_detectron.model_zoo`, the path of that
+            config takes its place.
 
     Raises:
         UsageError: if the file or a key does not exist, or a value has the wrong type.
@@ -71,9 +73,29 @@ def load_cfg(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_non_local_config(cfg)
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    resolve_config_file(args)
+    if args.config_file.endswith(".py"):
+        raise UsageError(
+            f"--config-file {args.config_file} is a LazyConfig: use tools/lazyconfig_train_net.py"
+        )
     _merge(cfg, args)
     cfg.freeze()
     return cfg
+
+
+def resolve_config_file(args: argparse.Namespace) -> None:
+    """Puts the path in the place of ``args.config_file`` where that is a name of our model zoo.
+
+    Raises:
+        UsageError: if there is neither such a file nor such a config in the zoo.
+    """
+    if args.config_file and not PathManager.isfile(args.config_file):
+        try:
+            args.config_file = get_config_file(args.config_file)
+        except RuntimeError as error:
+            raise UsageError(
+                f"--config-file {args.config_file} does not exist, and {error}"
+            ) from None
 
 
 def check_cfg(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -85,9 +107,9 @@ def check_cfg(cfg: CfgNode, args: argparse.Namespace) -> None:
         UsageError: naming the value that cannot work and what to do.
     """
     _check_device(cfg, args)
-    _check_model(cfg)
-    _check_output_dir(cfg.OUTPUT_DIR)
-    _check_weights(cfg, args)
+    check_model(cfg)
+    check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
+    check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, args)
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise UsageError("DATASETS.TRAIN is empty: give --config-file, or DATASETS.TRAIN in opts")
     if args.eval_only and not cfg.DATASETS.TEST:
@@ -98,8 +120,6 @@ def check_cfg(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _merge(cfg: CfgNode, args: argparse.Namespace) -> None:
-    if args.config_file and not PathManager.isfile(args.config_file):
-        raise UsageError(f"--config-file {args.config_file} does not exist")
     source = args.config_file
     try:
         if args.config_file:
@@ -117,7 +137,7 @@ def _merge(cfg: CfgNode, args: argparse.Namespace) -> None:
         message = " ".join(str(text).split())
         if unknown := re.search(r"Non-existent (?:config )?key: (\S+)", message):
             *path, key = unknown[1].split(".")
-            message += _did_you_mean(key, _keys(cfg, path))
+            message += did_you_mean(key, _keys(cfg, path))
         raise UsageError(f"cannot read the config from {source}: {message}") from error
 
 
@@ -161,7 +181,12 @@ def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
 
 
-def _check_model(cfg: CfgNode) -> None:
+def check_model(cfg: CfgNode) -> None:
+    """Checks that the model of a config can be built.
+
+    Raises:
+        UsageError: naming the value that cannot work and the allowed ones.
+    """
     head = cfg.MODEL.ROI_KEYPOINT_HEAD
     for key, registry, name in (
         ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
@@ -169,7 +194,7 @@ def _check_model(cfg: CfgNode) -> None:
     ):
         if name not in registry:
             names = [registered for registered, _ in registry]
-            raise UsageError(f"{key} {name!r} is not registered{_did_you_mean(name, names)}")
+            raise UsageError(f"{key} {name!r} is not registered{did_you_mean(name, names)}")
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         raise UsageError(
             f"SOLVER.OPTIMIZER must be one of {OPTIMIZERS}, got {cfg.SOLVER.OPTIMIZER!r}"
@@ -197,32 +222,39 @@ def _check_model(cfg: CfgNode) -> None:
             )
 
 
-def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+def check_weights(key: str, weights: str, output_dir: str, args: argparse.Namespace) -> None:
+    """Checks that the file of a checkpoint is there, unless the run resumes from another one."""
+    if args.resume and os.path.exists(os.path.join(output_dir, "last_checkpoint")):
         return  # which is what will be loaded
-    weights = cfg.MODEL.WEIGHTS.partition("?")[0]
-    if weights and not urlparse(weights).scheme and not os.path.isfile(weights):
+    file = weights.partition("?")[0]
+    if file and not urlparse(file).scheme and not os.path.isfile(file):
         raise UsageError(
-            f"MODEL.WEIGHTS {weights} does not exist; give a file, a detectron2:// or https:// "
-            'address, or "" for random weights'
+            f"{key} {file} does not exist; give a file, a detectron2:// or https:// address, or "
+            '"" for random weights'
         )
 
 
-def _check_output_dir(folder: str) -> None:
+def check_output_dir(key: str, folder: str) -> None:
+    """Checks that a run can write into its output folder, and makes it."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UsageError(
-            f"OUTPUT_DIR {folder} cannot be written ({error.strerror}); choose another one"
+            f"{key} {folder} cannot be written ({error.strerror}); choose another one"
         ) from error
 
 
-def _check_dataset(name: str, cfg: CfgNode) -> None:
+def check_dataset_files(name: str) -> None:
+    """Checks that a dataset is registered and its files are there; makes a generated one.
+
+    Raises:
+        UsageError: naming the dataset or the file, and what to do.
+    """
     if name not in DatasetCatalog:
         raise UsageError(
-            f"dataset {name!r} is not registered{_did_you_mean(name, DatasetCatalog.list())}; "
+            f"dataset {name!r} is not registered{did_you_mean(name, DatasetCatalog.list())}; "
             "register your own with detectron2.data.datasets.register_coco_instances"
         )
     metadata = MetadataCatalog.get(name)
@@ -242,6 +274,11 @@ def _check_dataset(name: str, cfg: CfgNode) -> None:
                 "https://cocodataset.org) into the folder that DETECTRON2_DATASETS names, laid out "
                 "as in Detectron2's datasets/README.md"
             )
+
+
+def _check_dataset(name: str, cfg: CfgNode) -> None:
+    check_dataset_files(name)
+    metadata = MetadataCatalog.get(name)
     evaluator_type = metadata.get("evaluator_type")
     if name in cfg.DATASETS.TEST and evaluator_type not in EVALUATORS:
         raise UsageError(
@@ -287,11 +324,6 @@ def _check_classes(name: str, num_categories: int, cfg: CfgNode) -> None:
             f"dataset {name!r} has {num_categories} categories but the model only {num_classes} "
             f"classes; set MODEL.{node}.NUM_CLASSES {num_categories}"
         )
-
-
-def _did_you_mean(value: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(value, allowed, n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _keys(cfg: CfgNode, path: list[str]) -> list[str]:

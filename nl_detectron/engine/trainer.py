@@ -101,7 +101,13 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        log_start(self.checkpointer, self.cfg, resume, self.start_iter)
+        log_start(
+            self.checkpointer,
+            self.cfg.MODEL.WEIGHTS,
+            self.cfg.MODEL.DEVICE,
+            resume,
+            self.start_iter,
+        )
 
     def build_hooks(self) -> list[hooks.HookBase]:
         # The last step of super().__init__(), whose own checkpointer no hook has yet.
@@ -151,7 +157,7 @@ class Trainer(DefaultTrainer):
             allow_missing=allow_missing,
         )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-        log_start(checkpointer, cfg, resume)
+        log_start(checkpointer, cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, resume)
         results = cls.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(cls.test_with_tta(cfg, model))
@@ -169,14 +175,17 @@ class Trainer(DefaultTrainer):
 
 
 def log_start(
-    checkpointer: DetectionCheckpointer, cfg: CfgNode, resume: bool, iteration: int | None = None
+    checkpointer: DetectionCheckpointer,
+    weights: str,
+    device: str,
+    resume: bool,
+    iteration: int | None = None,
 ) -> None:
     """Logs which weights a run starts from, on what device and, in training, at which iteration."""
-    where = f" on {cfg.MODEL.DEVICE}" + ("" if iteration is None else f" at iteration {iteration}")
+    where = f" on {device}" + ("" if iteration is None else f" at iteration {iteration}")
     if resume and checkpointer.has_checkpoint():
         logger.info(f"Resumed{where} from {checkpointer.get_checkpoint_file()}")
         return
     if resume:
         logger.warning(f"--resume: there is no checkpoint in {checkpointer.save_dir} yet")
-    weights = cfg.MODEL.WEIGHTS or "random weights (MODEL.WEIGHTS is empty)"
-    logger.info(f"Starting{where} from {weights}")
+    logger.info(f"Starting{where} from {weights or 'random weights (no checkpoint is named)'}")

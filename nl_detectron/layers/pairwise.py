@@ -105,7 +105,7 @@ def concatenation(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     counts = torch.searchsorted(negative_phi.detach(), theta.detach().squeeze(-1))  # (N, L)
     sums = prefix_sums.gather(1, counts.unsqueeze(-1).expand(-1, -1, terms.shape[-1]))
     sum_g, sum_phi_g = sums.chunk(2, dim=-1)  # (N, L, E) each
-    return (theta * sum_g + sum_phi_g).to(dtype)
+    return torch.addcmul(sum_phi_g, theta, sum_g).to(dtype)
 
 
 def affinity(pairwise: str, theta: Tensor, phi: Tensor, scale: float) -> Tensor:

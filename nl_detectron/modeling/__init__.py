@@ -3,6 +3,7 @@ from .backbone import (
     build_non_local_resnet_backbone,
     build_non_local_resnet_fpn_backbone,
     build_non_local_retinanet_resnet_fpn_backbone,
+    non_local_resnet,
 )
 from .insertion import insert_non_local
 from .keypoint_head import NonLocalKeypointHead
@@ -14,4 +15,5 @@ __all__ = [
     "build_non_local_resnet_fpn_backbone",
     "build_non_local_retinanet_resnet_fpn_backbone",
     "insert_non_local",
+    "non_local_resnet",
 ]

@@ -1,5 +1,8 @@
 """Detectron2's ResNet backbones with non-local blocks: its own builders, then an insertion."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -62,6 +65,29 @@ def build_non_local_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: Sha
     """``build_retinanet_resnet_fpn_backbone`` with the blocks of ``MODEL.NON_LOCAL``."""
     check_placement(cfg)
     return _with_non_local(build_retinanet_resnet_fpn_backbone(cfg, input_shape), cfg)
+
+
+def non_local_resnet(
+    *,
+    non_local_after: Sequence[str] = ("res4.-2",),
+    non_local_options: Mapping[str, Any] | None = None,
+    **resnet: Any,
+) -> ResNet:
+    """Detectron2's ``ResNet`` with non-local blocks: the same for LazyConfigs.
+
+    Args:
+        non_local_after: the residual blocks after which a block goes, see
+            :func:`insert_non_local`.
+        non_local_options: the other keyword arguments of :func:`insert_non_local`; by default
+            none, which is the paper's block.
+        resnet: the arguments of :class:`detectron2.modeling.backbone.ResNet`.
+
+    Raises:
+        ValueError: as :func:`insert_non_local`.
+    """
+    backbone = ResNet(**resnet)
+    insert_non_local(backbone, non_local_after, **(non_local_options or {}))
+    return backbone
 
 
 def _with_non_local(backbone: ResNet | FPN, cfg: CfgNode) -> ResNet | FPN:

@@ -131,7 +131,7 @@ def insert_after(sequential: nn.Sequential, name: str, new_name: str, module: nn
             sequential.add_module(new_name, module)
 
 
-def build_block(channels: int, *, inner_ratio: float, **options: Any) -> NonLocalBlock:
+def build_block(channels: int, *, inner_ratio: float = 0.5, **options: Any) -> NonLocalBlock:
     """A block for maps of ``channels`` channels, with at least one inner channel.
 
     Args:

@@ -1,6 +1,6 @@
 """Detectron2's keypoint head with non-local blocks between its convolutions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -27,7 +27,7 @@ class NonLocalKeypointHead(KRCNNConvDeconvUpsampleHead):
         *,
         conv_dims: Sequence[int],
         non_local_after: Sequence[int],
-        non_local_options: dict[str, Any],
+        non_local_options: Mapping[str, Any] | None = None,
         **kwargs,
     ):
         """
@@ -36,7 +36,7 @@ class NonLocalKeypointHead(KRCNNConvDeconvUpsampleHead):
             conv_dims: output channels of each convolution.
             non_local_after: the convolutions, counted from 1, after which a block goes.
             non_local_options: keyword arguments that shape each block: ``inner_ratio`` and those
-                of :class:`NonLocalBlock`.
+                of :class:`NonLocalBlock`; by default none, which is the paper's block.
             kwargs: the remaining arguments of :class:`KRCNNConvDeconvUpsampleHead`.
 
         Raises:
@@ -46,7 +46,7 @@ class NonLocalKeypointHead(KRCNNConvDeconvUpsampleHead):
         # Blocks come after super().__init__(), whose initialisation would undo their zero start.
         super().__init__(input_shape, conv_dims=conv_dims, **kwargs)
         for index in non_local_after:
-            block = build_block(conv_dims[index - 1], **non_local_options)
+            block = build_block(conv_dims[index - 1], **(non_local_options or {}))
             insert_after(self, f"conv_fcn_relu{index}", f"nl{index}", block)
 
     @classmethod

@@ -9,7 +9,8 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 
-NAMES = ("shapes_train", "shapes_val", "people_train", "people_val")
+SPLITS = ("train", "val", "tiny")
+NAMES = [f"{kind}_{split}" for kind in ("shapes", "people") for split in SPLITS]
 
 
 @pytest.fixture(params=("shapes", "people"))
@@ -53,8 +54,10 @@ def test_builtin_sets(monkeypatch):
     assert asked == {
         "shapes_train": {"kind": "shapes", "num_images": 2000, "seed": 1},
         "shapes_val": {"kind": "shapes", "num_images": 300, "seed": 2},
+        "shapes_tiny": {"kind": "shapes", "num_images": 8, "seed": 3},
         "people_train": {"kind": "people", "num_images": 2000, "seed": 1},
         "people_val": {"kind": "people", "num_images": 300, "seed": 2},
+        "people_tiny": {"kind": "people", "num_images": 8, "seed": 3},
     }
 
 

@@ -4,15 +4,18 @@ import pickle
 
 from nl_detectron import NonLocalBlock, add_non_local_config, insert_non_local
 
+import numpy as np
 import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 from torch import nn
+
+from ..examples import example
 
 FPN = "build_resnet_fpn_backbone"
 ZOO = {
@@ -47,23 +50,6 @@ def make_non_local(cfg: CfgNode) -> None:
     name = cfg.MODEL.BACKBONE.NAME
     cfg.MODEL.BACKBONE.NAME = name.replace("build_", "build_non_local_")
     cfg.MODEL.ROI_KEYPOINT_HEAD.NAME = "NonLocalKeypointHead"
-
-
-def example(training: bool) -> list[dict]:
-    image = torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8)
-    inputs = {"image": image, "height": 256, "width": 320}
-    if training:
-        instances = Instances((128, 160))
-        instances.gt_boxes = Boxes(torch.tensor([[10.0, 20, 90, 100], [60, 5, 150, 70]]))
-        instances.gt_classes = torch.tensor([0, 0])
-        masks = torch.zeros(2, 128, 160, dtype=torch.bool)
-        masks[0, 20:100, 10:90] = masks[1, 5:70, 60:150] = True
-        instances.gt_masks = BitMasks(masks)
-        keypoints = torch.rand(2, 17, 3) * 60 + 60
-        keypoints[..., 2] = 2
-        instances.gt_keypoints = Keypoints(keypoints)
-        inputs["instances"] = instances
-    return [inputs]
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -131,6 +117,16 @@ def test_equals_the_stock_model_at_full_width(name):
     assert_same_predictions(model, twin)
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_any_config_of_the_zoo_in_two_lines(name):
+    """As the README says: the backbone's name, and what is wanted of MODEL.NON_LOCAL."""
+    cfg = zoo_cfg(name)
+    cfg.MODEL.BACKBONE.NAME = cfg.MODEL.BACKBONE.NAME.replace("build_", "build_non_local_")
+    cfg.MODEL.NON_LOCAL.AFTER = ["res3.1", "res4.-1"]
+    names = {n for n, m in build_model(cfg).named_modules() if isinstance(m, NonLocalBlock)}
+    assert {n.rpartition("res")[2] for n in names} == {"3.nl1", "4.nl5"}
+
+
 def test_pretrained_weights_load_whole(tmp_path):
     """From a file as Detectron2's zoo has them, by names or by its matching heuristics."""
     cfg = zoo_cfg("keypoint")
@@ -155,3 +151,22 @@ def test_insertion_into_a_detector_that_is_already_built():
     (block,) = insert_non_local(twin)
     assert twin.backbone.bottom_up.res4.nl4 is block
     assert_same_predictions(model, twin)
+
+
+def test_insertion_into_the_model_of_a_predictor():
+    cfg = zoo_cfg("mask")
+    predictor, image = DefaultPredictor(cfg), np.zeros((96, 128, 3), np.uint8)
+    settle(predictor.model).eval()
+    before = predictor(image)["instances"]
+    insert_non_local(predictor.model, ["res3.-1", "res4.-2"])
+    after = predictor(image)["instances"]
+    assert len(before) > 0
+    assert torch.equal(after.pred_boxes.tensor, before.pred_boxes.tensor)
+    assert torch.equal(after.pred_masks, before.pred_masks)
+
+
+def test_insertion_into_the_model_of_a_lazy_config():
+    cfg = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")
+    model = instantiate(cfg.model)
+    (block,) = insert_non_local(model, pairwise="dot_product", norm="BN")
+    assert model.backbone.bottom_up.res4.nl4 is block and block.norm is not None

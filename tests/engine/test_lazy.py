@@ -1,0 +1,165 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from nl_detectron.engine import UsageError, build_model_of, check_lazy_cfg, load_lazy_cfg
+from nl_detectron.engine.lazy import evaluate_weights, train
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+from omegaconf import DictConfig
+
+from .conftest import TOOLS, needs_two_cores
+
+ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py"
+CONFIG = f"""
+from nl_detectron import model_zoo
+
+zoo = model_zoo.get_config("{ZOO}")
+dataloader, lr_multiplier, model = zoo.dataloader, zoo.lr_multiplier, zoo.model
+optimizer, train = zoo.optimizer, zoo.train
+del zoo
+
+for loader in (dataloader.train, dataloader.test):
+    loader.dataset.names = "small_shapes"
+    loader.num_workers = 0
+    loader.mapper.augmentations[0].short_edge_length = 64
+del loader
+dataloader.train.mapper.instance_mask_format = "bitmask"
+dataloader.train.total_batch_size = 2
+model.backbone.bottom_up.freeze_at = 0
+model.backbone.bottom_up.stem.norm = model.backbone.bottom_up.stages.norm = "BN"
+model.roi_heads.num_classes = 4
+model.roi_heads.batch_size_per_image = 16
+model.roi_heads.box_predictor.test_score_thresh = 0.0
+model.proposal_generator.post_nms_topk = (50, 50)
+optimizer.lr = 0.001
+train.init_checkpoint = ""
+train.max_iter = 2
+"""
+
+
+@pytest.fixture
+def config(tmp_path, small_sets) -> str:
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG)
+    return str(file)
+
+
+def parse(config: str, *opts: str):
+    return default_argument_parser().parse_args(["--config-file", config, *opts])
+
+
+def load(config: str, output: Path, *opts: str) -> DictConfig:
+    return load_lazy_cfg(parse(config, f"train.output_dir={output}", "train.device=cpu", *opts))
+
+
+def last_metrics(output: Path) -> dict[str, float]:
+    return json.loads((output / "metrics.json").read_text().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_trains_evaluates_and_resumes(config, tmp_path, log):
+    output = tmp_path / "output"
+    output.mkdir()
+    trainer = train(load(config, output), resume=False)
+    assert "Starting on cpu at iteration 0 from random weights" in log.text
+    block = trainer.model.backbone.bottom_up.res4.nl4
+    assert block.out.weight.abs().max() > 0  # the zero start is left
+    assert {"bbox/AP", "segm/AP"} <= last_metrics(output).keys()
+
+    resumed = train(load(config, output, "train.max_iter=3"), resume=True)
+    assert "Resumed on cpu at iteration 2" in log.text and resumed.iter == 2
+
+    weights = f"train.init_checkpoint={output / 'model_final.pth'}"
+    results = evaluate_weights(load(config, output, weights))
+    assert results["bbox"]["AP"] == last_metrics(output)["bbox/AP"]
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_the_script_in_two_processes_on_the_cpu(tmp_path, generated_sets):
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG.replace("small_shapes", "shapes_tiny"))
+    command = [sys.executable, str(TOOLS / "lazyconfig_train_net.py"), "--config-file", str(file)]
+    output = tmp_path / "output"
+    result = subprocess.run(
+        [*command, "--num-gpus", "2", f"train.output_dir={output}"],
+        env=generated_sets,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (output / "model_final.pth").exists()
+    assert "Rank of current process: 1" in (output / "log.txt.rank1").read_text()
+
+
+def test_the_device_is_the_cpu_where_there_is_no_cuda(config):
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert load_lazy_cfg(parse(config)).train.device == expected
+    assert load_lazy_cfg(parse(config, "train.device=meta")).train.device == "meta"
+
+
+def test_overrides(config):
+    opts = ("train.max_iter=7", "train.seed=3", "model.roi_heads.box_predictor.loss_weight=2")
+    cfg = load_lazy_cfg(parse(config, *opts))
+    assert (cfg.train.max_iter, cfg.train.seed) == (7, 3)
+    assert cfg.model.roi_heads.box_predictor.loss_weight == 2
+
+
+@pytest.mark.parametrize(
+    ("opt", "message"),
+    [
+        ("train.max_itre=7", "no key train.max_itre; did you mean max_iter"),
+        ("trian.max_iter=7", "no key trian.max_iter; did you mean train"),
+        ("train.ddp.fp16=True", "no key train.ddp.fp16"),
+        ("train.max_iter", "cannot read the config"),
+    ],
+)
+def test_refuses_overrides_that_nothing_reads(config, opt, message):
+    with pytest.raises(UsageError, match=message):
+        load_lazy_cfg(parse(config, opt))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ("train.init_checkpoint=nowhere.pth",),
+            "train.init_checkpoint nowhere.pth does not exist",
+        ),
+        (("dataloader.train.dataset.names=smal_shapes",), "did you mean small_shapes"),
+        (("train.output_dir=/proc/nowhere",), "train.output_dir /proc/nowhere cannot be written"),
+    ],
+)
+def test_refuses_what_cannot_run(config, opts, message, tmp_path):
+    args = parse(config, f"train.output_dir={tmp_path}", *opts)
+    with pytest.raises(UsageError, match=message):
+        check_lazy_cfg(load_lazy_cfg(args), args)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", "MODEL: {}", "is no LazyConfig"),
+        ("config.py", "import nowhere_to_be_found", "No module named 'nowhere_to_be_found'"),
+        ("config.py", "model = dict()", "does not define dataloader, train"),
+    ],
+)
+def test_refuses_files_that_are_no_lazy_config(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        load_lazy_cfg(parse(str(tmp_path / name)))
+
+
+def test_names_of_the_zoo_and_their_models():
+    args = parse(ZOO)
+    lazy = build_model_of(args)
+    assert Path(args.config_file).is_file()  # which Detectron2's default_setup then copies
+    yaml = build_model_of(parse(ZOO.replace(".py", ".yaml")))
+    assert lazy.state_dict().keys() == yaml.state_dict().keys()
+    with pytest.raises(UsageError, match="the closest are"):
+        load_lazy_cfg(parse("mask_rcnn_R_50_nl.py"))

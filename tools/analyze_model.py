@@ -1,0 +1,39 @@
+#!/usr/bin/env python
+"""Shows what a model costs: FLOPs, activations, parameters, structure; also beside another's.
+
+    python tools/analyze_model.py --config-file NAME_OR_PATH [--tasks flop activation ...] \\
+        [--compare NAME_OR_PATH] [--size HEIGHT WIDTH] [KEY VALUE ...]
+
+Counted for one image of --size and as many proposals and detections as the config admits.
+"""
+
+import copy
+
+from nl_detectron.analysis import SIZE, TASKS, compare, describe
+from nl_detectron.engine import UsageError, build_model_of, usage_errors
+
+from detectron2.engine import default_argument_parser
+
+
+def main() -> None:
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: flop and parameter")
+    parser.add_argument("--compare", metavar="CONFIG", help="a baseline; KEY VALUE go to both")
+    parser.add_argument("--size", nargs=2, type=int, default=SIZE, metavar=("HEIGHT", "WIDTH"))
+    args = parser.parse_args()
+    if min(args.size) < 1:
+        raise UsageError(f"--size {args.size[0]} {args.size[1]}: both must be at least 1 pixel")
+    if not args.config_file:
+        raise UsageError("--config-file is missing")
+    of_baseline = copy.copy(args)
+    of_baseline.config_file = args.compare
+    model = build_model_of(args)
+    if tasks := args.tasks or ([] if args.compare else ["flop", "parameter"]):
+        print(describe(model, tasks, args.size))
+    if args.compare:
+        print(compare(model, build_model_of(of_baseline), args.size))
+
+
+if __name__ == "__main__":
+    with usage_errors():
+        main()
