@@ -32,6 +32,13 @@ class Name(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
+def show(value: object) -> str:
+    """What a message says of a value in a file, which could be of any length when written out."""
+    if isinstance(value, Name):
+        return str(value)[:80]
+    return repr(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
 class Opaque(NamedTuple):
     """Stands for an object that is not built, such as a tensor while a .pth is inspected."""
 
@@ -46,7 +53,9 @@ class _Dtype:
 
     def __init__(self, code: object, *_: object):
         if not isinstance(code, str) or not self.CODE.fullmatch(code):
-            raise UnpicklingError(f"it holds an array of type {code!r}, which is not of numbers")
+            raise UnpicklingError(
+                f"it holds an array of type {show(code)}, which is not of numbers"
+            )
         self.dtype = np.dtype(code)
 
     def build(self, state: object) -> None:
@@ -83,7 +92,7 @@ def _array(data: object, dtype: object, shape: object, order: object) -> np.ndar
         or not all(type(n) is int and 0 <= n < 2**48 for n in shape)
         or order not in ("C", "F")
     ):
-        raise UnpicklingError(f"an array's shape is malformed: {str(shape)[:80]}")
+        raise UnpicklingError("an array's shape is malformed")
     if math.prod(shape) * dtype.dtype.itemsize != len(data):
         raise UnpicklingError(
             f"an array declares shape {shape} of {dtype.dtype} but comes with {len(data)} bytes"
@@ -139,7 +148,7 @@ DTYPE = Name("numpy", "dtype")
 
 def _reconstruct(subtype: object = None, *_: object) -> _Array:
     if subtype != NDARRAY:
-        raise UnpicklingError(f"it builds an array as {subtype}")
+        raise UnpicklingError(f"it builds an array as {show(subtype)}")
     return _Array()
 
 
@@ -214,7 +223,9 @@ class DataUnpickler(pickle._Unpickler):  # the one in Python, whose instructions
         found = Name(module, name)
         if found in self._calls or found == NDARRAY or self._names(found):
             return found
-        raise UnpicklingError(f"it names {found}, which is neither an array nor a plain container")
+        raise UnpicklingError(
+            f"it names {show(found)}, which is neither an array nor a plain container"
+        )
 
     def persistent_load(self, pid: object) -> object:
         if self._persistent is None:
@@ -232,7 +243,7 @@ class DataUnpickler(pickle._Unpickler):  # the one in Python, whose instructions
         arguments = self.stack.pop()
         function = self.stack[-1]
         if not isinstance(function, Name) or function not in self._calls:
-            raise UnpicklingError(f"it calls {str(function)[:80]}")
+            raise UnpicklingError(f"it calls {show(function)}")
         if not isinstance(arguments, tuple):
             raise UnpicklingError("it calls something with malformed arguments")
         self.stack[-1] = result = self._calls[function](*arguments)
@@ -301,7 +312,7 @@ class DataUnpickler(pickle._Unpickler):  # the one in Python, whose instructions
             done: by id, objects (which keeps their ids theirs) and what became of them.
         """
         if isinstance(value, (Name, _Dtype)):
-            raise UnpicklingError(f"it holds {value} as a value")
+            raise UnpicklingError(f"it holds {show(value)} as a value")
         if not isinstance(value, (dict, list, tuple, _Array)) or isinstance(value, Opaque):
             return value
         if id(value) in done:

@@ -15,7 +15,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import UsageError
-from .pickles import ARRAYS, DamagedError, DataUnpickler, Name, Opaque, UnpicklingError, load_arrays
+from .pickles import (
+    ARRAYS,
+    DamagedError,
+    DataUnpickler,
+    Name,
+    Opaque,
+    UnpicklingError,
+    load_arrays,
+    show,
+)
 
 # Before, a file could corrupt memory even with weights_only=True: CVE-2026-24747, and before 2.6
 # run any code: CVE-2025-32434.
@@ -73,7 +82,7 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
     except CheckpointError:
         raise
     except UnpicklingError as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:300]
         hint = "" if isinstance(error, DamagedError) else f". {TRUST_HINT}"
         raise CheckpointError(f"checkpoint {path} is not loaded: {reason}{hint}") from error
     except Exception as error:  # whatever a broken file leads to
@@ -172,7 +181,9 @@ def _read_torch(path: str) -> dict[str, Any]:
             f"{', CVE-2025-32434' if Version(torch.__version__) < Version('2.6') else ''}). Use "
             f"torch {SAFE_TORCH} or later, or a .safetensors file. {TRUST_HINT}"
         )
-    if zipfile.is_zipfile(path):
+    with open(path, "rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"  # as torch tells
+    if is_archive:
         _check_archive(path)
     else:
         _check_legacy(path)
@@ -187,10 +198,16 @@ def _check_archive(path: str) -> None:
         records = archive.infolist()
         # torch stores without compression. What is compressed, or many records in one place, could
         # unfold to any size.
-        if any(r.compress_type != zipfile.ZIP_STORED for r in records) or archive.comment:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise UnpicklingError("it is a compressed archive, which torch.save does not write")
+        # What Python's reader of archives and torch's, for which A and a are one name, could take
+        # for different contents
+        offsets = [record.header_offset for record in records]
+        names = {record.filename.lower() for record in records}
+        if archive.comment or min(offsets, default=1) != 0 or len(names) != len(records):
+            raise UnpicklingError("it is an archive that can be read in two ways")
         sizes = {record.filename: record.file_size for record in records}
-        if len(sizes) != len(records) or sum(sizes.values()) > os.path.getsize(path):
+        if sum(sizes.values()) > os.path.getsize(path):
             raise UnpicklingError("its records declare more than the file holds")
         pickles = [name for name in sizes if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in sizes):
@@ -239,7 +256,7 @@ def _storage(pid: object) -> tuple[str, int]:
         raise UnpicklingError("it refers to something other than a tensor's storage")
     kind, key, _, count = pid[1:5]
     if not isinstance(kind, Name) or kind.name not in STORAGE_ITEM_BYTES:
-        raise UnpicklingError(f"it has a storage of an unknown kind: {kind}")
+        raise UnpicklingError(f"it has a storage of an unknown kind: {show(kind)}")
     if not isinstance(key, str) or type(count) is not int or count < 0:
         raise UnpicklingError("it has a malformed storage")
     return key, count * STORAGE_ITEM_BYTES[kind.name]

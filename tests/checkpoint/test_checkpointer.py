@@ -163,6 +163,25 @@ def test_pretrained_resnet(tmp_path, name, kind):
         NonLocalCheckpointer(twin(name), complete=True).load(str(path))
 
 
+def test_resnet_with_its_norms_folded(tmp_path):
+    """As FAIR/X-101 and X-152 of Detectron1: scale and shift only, for FrozenBN and no other."""
+    weights = resnet_of(stock("mask"), *PREFIXES["mask"])
+    folded = {caffe2_name(n): w for n, w in weights.items() if "running" not in n}
+    path = tmp_path / "X-152-32x8d-IN5k.pkl"
+    path.write_bytes(pickle.dumps(arrays(folded), protocol=2))
+    cfg = twin_cfg("mask")
+    with pytest.raises(CheckpointError, match=r"missing \(\S+norm.running_mean"):
+        NonLocalCheckpointer(build_model(cfg)).load(str(path))  # with BN
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    model = build_model(cfg)
+    checkpointer = NonLocalCheckpointer(model)
+    checkpointer.load(str(path))
+    assert len(checkpointer.report.loaded) >= 53 * 5
+    stem = model.backbone.bottom_up.stem.conv1.norm
+    assert torch.equal(stem.weight, weights["stem.conv1.norm.weight"])
+    assert torch.equal(stem.running_mean, torch.zeros_like(stem.running_mean))
+
+
 def detectron1_name(name: str) -> str:
     """The blob in Detectron1 of a tensor of a Mask R-CNN with FPN."""
     if match := re.fullmatch(r"backbone\.fpn_(lateral|output)(\d)\.(\w)\w+", name):

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -224,6 +225,8 @@ BOMBS = {
     "frame": lambda: b"\x80\x04\x95" + struct.pack("<Q", 2**50) + b"1234.",
     "nested lists": lambda: nested(200_000),
     "tuples as keys": lambda: b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.",
+    "a call of 2**60 tuples": lambda: b"\x80\x02)" + b"2\x86" * 60 + b")R.",
+    "a type of 2**60 tuples": lambda: b"\x80\x02cnumpy\ndtype\n)" + b"2\x86" * 60 + b"\x85R.",
     "a number of a million digits": lambda: b"I" + b"9" * 1_000_000 + b"\n.",
 }
 
@@ -365,6 +368,30 @@ def test_pth_bombs(tmp_path):
     struct.pack_into("<HHI", end, 8, count + 8, count + 8, size + len(more))
     path.write_bytes(plain[:start] + directory[:-22] + more + bytes(end))
     assert_refused(path, "more than the file holds")
+
+
+def test_pth_that_can_be_read_in_two_ways(tmp_path):
+    target = tmp_path / "created"
+    path = tmp_path / "two.pth"
+    fine, evil = saved(), saved(content={"model": Call(os.system, f"touch {target}")})
+    path.write_bytes(saved(zipped=False) + fine)  # the old format, with an archive after it
+    assert "model" in read_checkpoint(str(path))
+    path.write_bytes(saved(False, {"model": Call(os.system, f"touch {target}")}) + fine)
+    assert_refused(path, "system")
+    path.write_bytes(
+        evil + fine
+    )  # Python reads the last archive, and takes what is before for junk
+    assert_refused(path, "two ways")
+    with zipfile.ZipFile(io.BytesIO(evil)) as archive:
+        pickled = archive.read("archive/data.pkl")
+    for name in ("archive/DATA.PKL", "Archive/data.pkl", "archive/data.pkl"):
+        file = io.BytesIO(fine)
+        with zipfile.ZipFile(file, "a") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a name twice
+            archive.writestr(name, pickled)
+        path.write_bytes(file.getvalue())
+        assert_refused(path, "two ways")
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False])
