@@ -71,7 +71,7 @@ def test_trains_evaluates_and_resumes(config, tmp_path, log):
     assert {"bbox/AP", "segm/AP"} <= last_metrics(output).keys()
 
     resumed = train(load(config, output, "train.max_iter=3"), resume=True)
-    assert "Resumed on cpu at iteration 2" in log.text and resumed.iter == 2
+    assert "Resumed on cpu at iteration 2" in log.text and resumed.iter == 3
 
     weights = f"train.init_checkpoint={output / 'model_final.pth'}"
     results = evaluate_weights(load(config, output, weights))
