@@ -80,7 +80,7 @@ def build_model_of(args: argparse.Namespace) -> nn.Module:
     """
     if args.config_file.endswith(".py"):
         cfg = load_lazy_cfg(args)
-        return instantiate(cfg.model).to(cfg.train.device)
+        return _build(cfg)
     cfg = load_cfg(args)
     check_model(cfg)
     return build_model(cfg)
@@ -118,7 +118,7 @@ def evaluate_weights(
     Raises:
         CheckpointError: if a tensor is not in the checkpoint, unless ``allow_missing`` is set.
     """
-    model = _ddp(instantiate(cfg.model).to(cfg.train.device), cfg)
+    model = _ddp(_build(cfg), cfg)
     checkpointer = NonLocalCheckpointer(
         model,
         cfg.train.output_dir,
@@ -145,9 +145,12 @@ def train(
 
     Returns:
         The trainer, its training done.
+
+    Raises:
+        UsageError: if the model cannot be built.
     """
     options = cfg.train
-    model = instantiate(cfg.model).to(options.device)
+    model = _build(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     model = _ddp(model, cfg, **options.ddp)
@@ -182,6 +185,13 @@ def train(
     log_start(checkpointer, options.init_checkpoint, options.device, resume, start)
     trainer.train(start, options.max_iter)
     return trainer
+
+
+def _build(cfg: DictConfig) -> nn.Module:
+    try:
+        return instantiate(cfg.model).to(cfg.train.device)
+    except ValueError as error:  # such as a place for a block that is not there
+        raise UsageError(f"the model of the config cannot be built: {error}") from error
 
 
 def _ddp(model: nn.Module, cfg: DictConfig, **options: object) -> nn.Module:

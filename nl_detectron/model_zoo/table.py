@@ -80,7 +80,7 @@ def baseline_of(name: str) -> str | None:
 
 def model_zoo_markdown() -> str:
     """The whole text of MODEL_ZOO.md. Takes minutes, with a progress bar on stderr."""
-    names = [name for name in catalog.list() if name.endswith(".yaml")]
+    names = sorted((n for n in catalog.list() if n.endswith(".yaml")), key=_place)
     costs: dict[str, tuple[int, int]] = {}
     parts = [INTRODUCTION]
     with tqdm(total=len([n for n in names if "quick_" not in n]), unit="config") as progress:
@@ -93,6 +93,13 @@ def model_zoo_markdown() -> str:
             parts.append(f"## {title}\n\n{text}\n\n{_markdown(rows)}\n")
     parts.append(_quick_schedules(n for n in names if n.startswith("quick_schedules/")))
     return "\n".join(parts)
+
+
+def _place(name: str) -> tuple:
+    """Sorts each model behind its baseline, and backbones by their depth."""
+    baseline = baseline_of(name) or name
+    depth = re.search(r"_[RX]_(\d+)", baseline)
+    return baseline.partition("/")[0], int(depth[1]) if depth else 0, baseline, len(name), name
 
 
 def table_row(name: str, costs: dict[str, tuple[int, int]]) -> dict[str, str]:

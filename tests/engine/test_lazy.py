@@ -169,6 +169,12 @@ def test_refuses_files_that_are_no_lazy_config(name, content, message, tmp_path)
         load_lazy_cfg(parse(str(tmp_path / name)))
 
 
+def test_refuses_places_that_the_model_does_not_have():
+    place = "model.backbone.bottom_up.non_local_after=[res4.6]"
+    with pytest.raises(UsageError, match="no residual block 'res4.6'.*res4.0 to res4.5"):
+        build_model_of(parse(ZOO, place))
+
+
 def test_names_of_the_zoo_and_their_models():
     args = parse(ZOO)
     lazy = build_model_of(args)
