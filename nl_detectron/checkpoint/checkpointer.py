@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import detectron2
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
@@ -60,7 +61,8 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             complete: every tensor must come from the file, as for an evaluation. Otherwise, as
                 for training, new blocks may start at zero and, when the file holds a pretrained
                 ResNet alone, all other parts at random. To resume, every tensor must be there.
-            cfg: saved with the weights, see :func:`read_config`.
+            cfg: saved with the weights, see :func:`read_config`, and compared with the config in a
+                file that is loaded.
             safetensors: save the weights as ``.safetensors``, too.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -90,9 +92,11 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         self._must_be_complete = self.complete or resumes
         self._query = parse_qs(query)
         try:
-            return super().load(path, checkpointables)
+            content = super().load(path, checkpointables)
         finally:
             self._parsed_url_during_load = None  # which super() leaves when it fails
+        self._compare_blocks(content.get("config"))
+        return content
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As :meth:`Checkpointer.save`, with the config as YAML text and the versions inside."""
@@ -104,6 +108,21 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             path = os.path.join(self.save_dir, f"{name}.safetensors")
             about["versions"] = json.dumps(about["versions"])
             write_safetensors(path, self.model.state_dict(), about)
+
+    def _compare_blocks(self, stored: object) -> None:
+        """Warns of what blocks compute otherwise than in training, which no tensor shows."""
+        if self.cfg is None or not isinstance(stored, str):
+            return
+        try:
+            trained = yaml.safe_load(stored)["MODEL"]["NON_LOCAL"]
+        except (yaml.YAMLError, KeyError, TypeError):
+            return  # of a model without blocks, or not of ours
+        for key, value in self.cfg.MODEL.NON_LOCAL.items():
+            if key in ("PAIRWISE", "SUB_SAMPLE", "USE_SCALE") and trained.get(key, value) != value:
+                logger.warning(
+                    f"The weights were trained with MODEL.NON_LOCAL.{key} {trained[key]}, but the "
+                    f"config has {value}: blocks do not compute what they have learned"
+                )
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # None of Detectron2's own readers, which unpickle, is called.

@@ -153,6 +153,7 @@ class Trainer(DefaultTrainer):
             model,
             save_dir=cfg.OUTPUT_DIR,
             complete=True,
+            cfg=cfg,
             trust=trust_checkpoint,
             allow_missing=allow_missing,
         )

@@ -423,6 +423,18 @@ def test_saves_weights_config_and_versions(tmp_path):
     assert_loaded(resumed.checkpointables["state"], state.state_dict())
 
 
+def test_other_blocks_of_the_same_tensors_are_noticed(tmp_path, log):
+    cfg = twin_cfg("mask")
+    NonLocalCheckpointer(twin("mask"), str(tmp_path), cfg=cfg).save("model_final")
+    path = str(tmp_path / "model_final.pth")
+    NonLocalCheckpointer(twin("mask"), complete=True, cfg=cfg).load(path)
+    assert "trained with" not in log.text
+    other = twin_cfg("mask")
+    other.MODEL.NON_LOCAL.PAIRWISE = "dot_product"
+    NonLocalCheckpointer(build_model(other), complete=True, cfg=other).load(path)
+    assert "trained with MODEL.NON_LOCAL.PAIRWISE embedded_gaussian, but the config" in log.text
+
+
 def test_resuming_needs_every_tensor(tmp_path):
     NonLocalCheckpointer(stock("mask"), str(tmp_path), state=nn.Linear(1, 1)).save("model_final")
     checkpointer = NonLocalCheckpointer(twin("mask"), str(tmp_path), state=nn.Linear(1, 1))
