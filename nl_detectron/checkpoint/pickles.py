@@ -311,6 +311,8 @@ class DataUnpickler(pickle._Unpickler):  # the one in Python, whose instructions
         Args:
             done: by id, objects (which keeps their ids theirs) and what became of them.
         """
+        if isinstance(value, Name) and self._names(value):
+            return value
         if isinstance(value, (Name, _Dtype)):
             raise UnpicklingError(f"it holds {show(value)} as a value")
         if not isinstance(value, (dict, list, tuple, _Array)) or isinstance(value, Opaque):

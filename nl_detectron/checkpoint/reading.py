@@ -271,9 +271,11 @@ _TENSORS = {
     for name in (
         Name("torch._utils", "_rebuild_tensor"),
         Name("torch._utils", "_rebuild_tensor_v2"),
+        Name("torch._utils", "_rebuild_tensor_v3"),
         Name("torch._utils", "_rebuild_parameter"),
         Name("torch", "Size"),
         Name("torch", "device"),
+        Name("collections", "Counter"),  # in the state of a learning rate schedule
     )
 }
 _CONTAINERS = {

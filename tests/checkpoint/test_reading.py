@@ -17,6 +17,7 @@ from nl_detectron.checkpoint import CheckpointError, read_checkpoint
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 # What pickled arrays call, under the name that it has in this NumPy
 _reconstruct = np.zeros(1).__reduce__()[0]
@@ -308,6 +309,35 @@ def test_pth_of_weights_and_training_state(tmp_path, zipped):
     for name, tensor in model.state_dict().items():
         assert torch.equal(read["model"][name], tensor)
     assert torch.equal(read["parameter"], model[0].weight)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pth_of_all_that_checkpoints_hold(tmp_path, zipped):
+    base = torch.arange(12.0).reshape(3, 4)
+    kinds = (torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool)
+    content = {
+        **{str(kind): torch.ones(3).to(kind) for kind in kinds},
+        "empty": torch.zeros(0, 4),
+        "scalar": torch.tensor(2.5),
+        "views": [base[1:], base.T, base[:, ::2]],
+        "complex": torch.ones(2, dtype=torch.complex64),
+        "parameter": nn.Parameter(base.clone()),
+        "size": base.shape,
+        "dtype": torch.float32,
+        "milestones": collections.Counter([3, 3, 5]),
+        "text": ["a", ("b", None, True)],
+    }
+    path = tmp_path / "all.pth"
+    path.write_bytes(saved(zipped, content))
+    read = read_checkpoint(str(path))
+    assert read.keys() == content.keys()
+    for key, value in content.items():
+        if key == "views":
+            assert all(map(torch.equal, read[key], value))
+        elif isinstance(value, torch.Tensor):
+            assert torch.equal(read[key], value) and read[key].dtype == value.dtype
+        else:
+            assert read[key] == value
 
 
 @pytest.mark.parametrize("zipped", [True, False])
