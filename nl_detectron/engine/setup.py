@@ -143,8 +143,9 @@ def _merge(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def _is_detectron2s(config_file: str) -> bool:
     """Whether a config is one that is installed with Detectron2, and as trusted as its code."""
-    package = os.path.realpath(os.path.dirname(detectron2.__file__))
-    return os.path.realpath(config_file).startswith(package + os.sep)
+    package = os.path.dirname(detectron2.__file__)
+    configs = os.path.realpath(os.path.join(package, "model_zoo", "configs"))
+    return os.path.realpath(config_file).startswith(configs + os.sep)
 
 
 def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
