@@ -35,6 +35,7 @@ setup(
         "matplotlib>=3.6",
         "Pillow>=7.1",
         "packaging",
+        "safetensors>=0.4.2",
         "black",
         "setuptools<81",
     ],

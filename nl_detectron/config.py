@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 
 def add_non_local_config(cfg: CfgNode) -> None:
-    """Adds ``MODEL.NON_LOCAL`` and ``SOLVER.OPTIMIZER`` to a Detectron2 config, in place."""
+    """Adds ``MODEL.NON_LOCAL`` and two keys of ``SOLVER`` to a Detectron2 config, in place."""
     cfg.MODEL.NON_LOCAL = CfgNode()
     node = cfg.MODEL.NON_LOCAL
 
@@ -31,6 +31,8 @@ def add_non_local_config(cfg: CfgNode) -> None:
 
     # "SGD", as Detectron2 trains, or "AdamW", which trains small models from scratch faster
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Save the weights of each checkpoint as .safetensors, too, beside the .pth that --resume needs
+    cfg.SOLVER.CHECKPOINT_SAFETENSORS = False
 
 
 def non_local_options(cfg: CfgNode) -> dict[str, Any]:
