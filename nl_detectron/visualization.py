@@ -8,8 +8,11 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
+from detectron2.structures import Instances
+from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
@@ -62,6 +65,47 @@ def draw_predictions(
         _write(file, np.hstack([truth, gap, found]))
         files.append(file)
     return files
+
+
+def draw_instances(
+    image: np.ndarray,
+    instances: Instances,
+    metadata: Metadata,
+    *,
+    ids: Sequence[int] | None = None,
+    color_by_class: bool = False,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """Draws boxes, masks, keypoints with their skeleton, class names and scores.
+
+    Args:
+        image: uint8 (H, W, 3) BGR.
+        instances: N predictions in the image's pixels, on the CPU.
+        metadata: class names and keypoint connections, as Detectron2's Visualizer reads them.
+        ids: N numbers that are written, and that decide the colours.
+        color_by_class: where there are no ids, one colour for each class; by default the colours
+            differ from instance to instance.
+        scale: size of the drawing relative to the image.
+
+    Returns:
+        uint8 (scale * H, scale * W, 3) BGR.
+    """
+    classes = [metadata.thing_classes[index] for index in instances.pred_classes]
+    labels = [f"{c} {s:.0%}" for c, s in zip(classes, instances.scores.tolist(), strict=True)]
+    colors = instances.pred_classes.tolist() if color_by_class else range(len(instances))
+    if ids is not None:
+        colors = ids
+        labels = [f"#{number} {label}" for number, label in zip(ids, labels, strict=True)]
+    palette = colormap(rgb=True, maximum=1)
+    visualizer = Visualizer(image[:, :, ::-1], metadata, scale=scale)
+    drawn = visualizer.overlay_instances(
+        boxes=instances.pred_boxes,
+        masks=instances.pred_masks.numpy() if instances.has("pred_masks") else None,
+        keypoints=instances.pred_keypoints if instances.has("pred_keypoints") else None,
+        labels=labels,
+        assigned_colors=[palette[i % len(palette)] for i in colors],
+    )
+    return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
 
 
 def contact_sheet(pictures: Sequence[str | Path], file: str | Path, *, columns: int) -> None:
