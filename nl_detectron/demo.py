@@ -10,14 +10,25 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
 from .engine import UsageError, check_cfg, load_cfg
 from .engine.launch import num_cpu_cores
-from .visualization import contact_sheet, draw_predictions, plot_training_curves, read_metrics
+from .inference import Predictor
+from .inference.run import write_image
+from .visualization import (
+    contact_sheet,
+    draw_attention_sheet,
+    draw_predictions,
+    plot_training_curves,
+    read_metrics,
+)
 
 SHEET_ROWS = 4  # pictures of each model in predictions.jpg
+ATTENTION_IMAGES = 16  # validation images out of which one is chosen for attention.jpg
 
 
 def run_demo(
@@ -26,7 +37,7 @@ def run_demo(
     """Trains all models side by side, and writes what came of it.
 
     ``output`` then holds ``metrics.json``, ``predictions.jpg`` and for each model a folder with
-    Detectron2's own output, ``curves.png`` and ``predictions/``.
+    Detectron2's own output, ``curves.png``, ``attention.jpg`` and ``predictions/``.
 
     Args:
         train_net: the training script.
@@ -59,6 +70,7 @@ def run_demo(
         cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
         pictures = draw_predictions(cfg, cfg.DATASETS.TEST[0], folder / "predictions", height=256)
         sheet.append(pictures[:SHEET_ROWS])
+        _draw_attention(cfg, folder / "attention.jpg")
         plot_training_curves(folder / "metrics.json", folder / "curves.png", title=name)
         results[name] = read_results(folder / "metrics.json")
     # One column for each model
@@ -73,7 +85,8 @@ def run_demo(
     print("  metrics.json               the figures above and more")
     print("  predictions.jpg            ground truth beside predictions on validation images")
     for name in configs:
-        print(f"  {name + '/':<26} model_final.pth, curves.png, predictions/, log.txt, events.*")
+        print(f"  {name + '/':<26} model_final.pth, curves.png, predictions/, log.txt, events.*,")
+        print(f"  {'':<26} and attention.jpg: what the non-local blocks relate")
     return results
 
 
@@ -97,6 +110,15 @@ def format_results(results: Mapping[str, Mapping[str, Mapping[str, float | None]
         for task, values in tasks.items()
     ]
     return tabulate(rows, headers=("model", "task", *figures), floatfmt=".1f", missingval="-")
+
+
+def _draw_attention(cfg: CfgNode, file: Path) -> None:
+    """Draws what the model's blocks relate on the validation image with the surest detections."""
+    predictor = Predictor(cfg, cfg.MODEL.WEIGHTS, device=cfg.MODEL.DEVICE)
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:ATTENTION_IMAGES]
+    found = [predictor.attention(record["file_name"]) for record in records]
+    best = max(found, key=lambda attention: attention.instances.scores.sum())
+    write_image(file, draw_attention_sheet(best, predictor.metadata, max_points=2))
 
 
 def _run_side_by_side(commands: Mapping[str, Sequence[str]], output: Path) -> None:

@@ -39,11 +39,7 @@ def main(args: argparse.Namespace) -> int:
         resume=args.resume,
         track=args.track,
     )
-    skipped = f", {summary.skipped} skipped that were there" if summary.skipped else ""
-    print(f"{summary.written} written to {args.output}{skipped}")
-    for message in summary.failed:
-        print(f"error: {message}", file=sys.stderr)
-    return 1 if summary.failed else 0
+    return summary.report(args.output)
 
 
 if __name__ == "__main__":

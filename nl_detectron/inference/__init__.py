@@ -2,7 +2,7 @@ from .arguments import add_model_arguments, predictor_from
 from .attention import Attention, AttentionMap, attention
 from .images import ImageError, find_inputs, read_image
 from .predictor import Predictor
-from .run import predict_files
+from .run import attention_files, predict_files
 
 __all__ = [
     "Attention",
@@ -11,6 +11,7 @@ __all__ = [
     "Predictor",
     "add_model_arguments",
     "attention",
+    "attention_files",
     "find_inputs",
     "predict_files",
     "predictor_from",

@@ -125,12 +125,11 @@ def attention(
         UsageError: if the model has no non-local block, the image cannot be read, or a point is
             outside of it.
     """
+    check_has_blocks(predictor.model)
     image = predictor.load(image)
     check_points(points or (), image)
     with _trace(predictor.model) as trace:
         instances = predictor(image)
-    if not trace.inputs:
-        raise UsageError("this model has no non-local blocks, so there is no attention to look at")
     rois = []
     if instances.has("roi"):  # where there is a keypoint head
         rois = instances.roi.tolist()
@@ -159,6 +158,12 @@ def attention(
                 x_edges = np.linspace(x0, x1, x.shape[3] + 1)
                 maps.append(_look(name, block, x[roi : roi + 1], query, x_edges, y_edges, index))
     return Attention(image, instances, [query for query, _ in queries], list(trace.inputs), maps)
+
+
+def check_has_blocks(model: nn.Module) -> None:
+    """Raises a UsageError if a model has no non-local block."""
+    if not any(isinstance(module, NonLocalBlock) for module in model.modules()):
+        raise UsageError("this model has no non-local blocks, so there is no attention to look at")
 
 
 def check_points(points: Sequence[tuple[float, float]], image: np.ndarray) -> None:

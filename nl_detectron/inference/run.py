@@ -1,10 +1,11 @@
-"""Predictions on many files, drawn and written one by one."""
+"""Predictions and attention for many files, drawn and written one by one."""
 
 import contextlib
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from ..engine import UsageError
-from ..visualization import draw_instances
+from ..visualization import draw_attention, draw_attention_sheet, draw_instances
+from .attention import check_has_blocks
 from .images import ImageError, Input
 from .predictor import Predictor
 from .video import Tracker, VideoReader, VideoWriter, load_tracker
@@ -30,6 +32,14 @@ class Summary:
     written: int = 0
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
+
+    def report(self, output: Path) -> int:
+        """Prints it, and returns the exit code: 1 if something failed, else 0."""
+        skipped = f", {self.skipped} skipped that were there" if self.skipped else ""
+        print(f"{self.written} written to {output}{skipped}")
+        for message in self.failed:
+            print(f"error: {message}", file=sys.stderr)
+        return 1 if self.failed else 0
 
 
 def predict_files(
@@ -62,27 +72,88 @@ def predict_files(
     if track:
         load_tracker()
     _check_output(output, inputs)
-    summary = Summary()
     results_file = output / RESULTS_FILE
     # Without the results of what is there already, it would have to be done again to get them.
     resume = resume and (results_file.exists() or not save_json)
     results = _Results(results_file, inputs, resume=resume) if save_json else None
+
+    def predict(item: Input, file: Path) -> None:
+        work = _predict_video if item.is_video else _predict_image
+        work(predictor, item, file, results, track)
+
     try:
-        for item in tqdm(inputs, unit="file", desc="predicting"):
-            if resume and (output / item.output).exists():
-                summary.skipped += 1
-                continue
-            try:
-                predict = _predict_video if item.is_video else _predict_image
-                predict(predictor, item, output / item.output, results, track)
-                summary.written += 1
-            except ImageError as error:
-                summary.failed.append(str(error))
-            except torch.OutOfMemoryError:
-                summary.failed.append(f"{item.path} is too large for the memory of the GPU")
+        return _for_each(inputs, output, predict, resume=resume)
     finally:
         if results is not None:
             results.close()
+
+
+def attention_files(
+    predictor: Predictor,
+    inputs: Sequence[Input],
+    output: Path,
+    points: Sequence[tuple[float, float]] | None = None,
+    *,
+    strongest: int = 10,
+    max_points: int = 5,
+    resume: bool = False,
+) -> Summary:
+    """Writes pictures of what the non-local blocks relate, below a folder, and shows progress.
+
+    For ``image.jpg`` there are ``image.jpg``, all blocks side by side with a row for each query
+    point, and ``image.jpg.blocks/BLOCK_X_Y.png``, each of them alone.
+
+    Args:
+        inputs: images, as :func:`.images.find_inputs` lists them.
+        output: the folder; made if need be.
+        points: (x, y) in the images' pixels; by default the centres of detected instances.
+        strongest: number of arrows from each query.
+        max_points: at most so many instances of each image, the surest; all given points are used.
+
+    Raises:
+        UsageError: if the folder cannot be written, or an input would be overwritten.
+    """
+    check_has_blocks(predictor.model)
+    _check_output(output, inputs)
+    if points is not None:
+        max_points = len(points)
+
+    def picture(item: Input, file: Path) -> None:
+        if item.is_video:
+            raise ImageError(f"{item.path} is a video; attention is drawn on images only")
+        attention = predictor.attention(item.path, points)
+        for query in attention.points[:max_points]:
+            for found in (m for m in attention.maps if m.query == query):
+                name = f"{found.block}_{query[0]:.0f}_{query[1]:.0f}.png"
+                drawn = draw_attention(attention.image, found, strongest=strongest)
+                write_image(file.with_name(file.name + ".blocks") / name, drawn)
+        sheet = draw_attention_sheet(
+            attention, predictor.metadata, strongest=strongest, max_points=max_points
+        )
+        write_image(file, sheet)
+
+    return _for_each(inputs, output, picture, resume=resume)
+
+
+def _for_each(
+    inputs: Sequence[Input], output: Path, work: Callable[[Input, Path], None], *, resume: bool
+) -> Summary:
+    """Calls work(input, output file) for all inputs with a progress bar, and counts."""
+    summary = Summary()
+    for item in tqdm(inputs, unit="file"):
+        file = output / item.output
+        if resume and file.exists():
+            summary.skipped += 1
+            continue
+        try:
+            work(item, file)
+            summary.written += 1
+        except torch.OutOfMemoryError:
+            summary.failed.append(f"{item.path} is too large for the memory of the GPU")
+        except UsageError as error:
+            message = str(error)
+            named = str(item.path) in message
+            summary.failed.append(message if named else f"{item.path}: {message}")
     return summary
 
 
