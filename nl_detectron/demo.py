@@ -19,6 +19,7 @@ from .engine import UsageError, check_cfg, load_cfg
 from .engine.launch import num_cpu_cores
 from .inference import Predictor
 from .inference.run import write_image
+from .report import find_chromium, screenshot, write_report
 from .visualization import (
     contact_sheet,
     draw_attention_sheet,
@@ -37,7 +38,8 @@ def run_demo(
     """Trains all models side by side, and writes what came of it.
 
     ``output`` then holds ``metrics.json``, ``predictions.jpg`` and for each model a folder with
-    Detectron2's own output, ``curves.png``, ``attention.jpg`` and ``predictions/``.
+    Detectron2's own output, ``curves.png``, ``attention.jpg``, ``predictions/`` and
+    ``report.html``, with its picture ``report.jpg`` where Chromium is installed.
 
     Args:
         train_net: the training script.
@@ -72,6 +74,9 @@ def run_demo(
         sheet.append(pictures[:SHEET_ROWS])
         _draw_attention(cfg, folder / "attention.jpg")
         plot_training_curves(folder / "metrics.json", folder / "curves.png", title=name)
+        report = write_report(folder, folder / "report.html", device=cfg.MODEL.DEVICE)
+        if find_chromium():
+            screenshot(report, folder / "report.jpg")
         results[name] = read_results(folder / "metrics.json")
     # One column for each model
     contact_sheet(
@@ -85,8 +90,11 @@ def run_demo(
     print("  metrics.json               the figures above and more")
     print("  predictions.jpg            ground truth beside predictions on validation images")
     for name in configs:
-        print(f"  {name + '/':<26} model_final.pth, curves.png, predictions/, log.txt, events.*,")
-        print(f"  {'':<26} and attention.jpg: what the non-local blocks relate")
+        print(f"  {name + '/':<26} what training left, predictions/, curves.png, and")
+        print("    attention.jpg            what the non-local blocks relate")
+        print(
+            "    report.html              all of it on one page (report.jpg if there is Chromium)"
+        )
     return results
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,16 +58,9 @@ def draw_predictions(
         image = read_image(record["file_name"], format="BGR")
         predictions = predictor(image)["instances"].to("cpu")
         predictions = predictions[predictions.scores >= min_score]
-        if predictions.has("pred_keypoint_heatmaps"):
-            predictions.remove("pred_keypoint_heatmaps")  # large, and nothing is drawn of them
-
-        def picture(draw: Callable[[Visualizer], object], image=image) -> np.ndarray:
-            visualizer = Visualizer(image[:, :, ::-1], metadata, scale=height / len(image))
-            draw(visualizer)
-            return visualizer.get_output().get_image()[:, :, ::-1]
-
-        truth = picture(lambda v, record=record: v.draw_dataset_dict(record))
-        found = picture(lambda v, found=predictions: v.draw_instance_predictions(found))
+        scale = height / len(image)
+        truth = draw_ground_truth(image, record, metadata, scale=scale)
+        found = draw_instances(image, predictions, metadata, scale=scale)
         file = folder / Path(record["file_name"]).with_suffix(".png").name
         gap = np.full((len(truth), GAP // 2, 3), 255, np.uint8)
         _write(file, np.hstack([truth, gap, found]))
@@ -116,6 +109,24 @@ def draw_instances(
     return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
 
 
+def draw_ground_truth(
+    image: np.ndarray, record: dict, metadata: Metadata, *, scale: float = 1.0
+) -> np.ndarray:
+    """Draws what a dataset's record says of an image.
+
+    Args:
+        image: uint8 (H, W, 3) BGR.
+        record: of the image, as ``DatasetCatalog`` lists them.
+        metadata, scale: see :func:`draw_instances`.
+
+    Returns:
+        uint8 (scale * H, scale * W, 3) BGR.
+    """
+    visualizer = Visualizer(image[:, :, ::-1], metadata, scale=scale)
+    drawn = visualizer.draw_dataset_dict(record)
+    return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
+
+
 def draw_attention(
     image: np.ndarray, attention_map: AttentionMap, *, strongest: int = 10, height: int = 360
 ) -> np.ndarray:
@@ -136,7 +147,7 @@ def draw_attention(
     aspect = _aspect(image)
     figure = Figure(figsize=(height * aspect / 100 + 1.1, height / 100 + 0.5), layout="constrained")
     _attention_panel(figure, figure.subplots(), image, attention_map, strongest)
-    return _rendered(figure)
+    return figure_picture(figure)
 
 
 def draw_attention_sheet(
@@ -178,7 +189,7 @@ def draw_attention_sheet(
             axis.set_title(f"{_short(block)}: no instance here", fontsize=9)
         if row < rows:
             _mark(axes[0], attention.points[row])
-    return _rendered(figure)
+    return figure_picture(figure)
 
 
 def heat_map(
@@ -216,12 +227,14 @@ def contact_sheet(pictures: Sequence[str | Path], file: str | Path, *, columns: 
     _write(Path(file), sheet)
 
 
-def plot_training_curves(metrics_file: str | Path, file: str | Path, *, title: str = "") -> None:
+def plot_training_curves(
+    metrics_file: str | Path, file: str | Path | None = None, *, title: str = ""
+) -> Figure:
     """Plots the losses and the learning rate that a training run logged.
 
     Args:
         metrics_file: the ``metrics.json`` that Detectron2 writes to ``OUTPUT_DIR``.
-        file: the PNG to write.
+        file: the PNG to write, if any.
     """
     records = read_metrics(metrics_file)
     names = sorted({name for record in records for name in record if "loss" in name})
@@ -237,7 +250,9 @@ def plot_training_curves(metrics_file: str | Path, file: str | Path, *, title: s
     points = [(r["iteration"], r["lr"]) for r in records if "lr" in r]
     rate.plot(*zip(*points, strict=True))
     rate.set(xlabel="iteration", title="learning rate")
-    figure.savefig(file, dpi=110)
+    if file is not None:
+        figure.savefig(file, dpi=110)
+    return figure
 
 
 def read_metrics(metrics_file: str | Path) -> list[dict[str, float]]:
@@ -304,7 +319,8 @@ def _short(block: str) -> str:
     return ".".join(block.split(".")[-2:])
 
 
-def _rendered(figure: Figure) -> np.ndarray:
+def figure_picture(figure: Figure) -> np.ndarray:
+    """A figure as a picture, uint8 (H, W, 3) BGR."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return cv2.cvtColor(np.asarray(canvas.buffer_rgba()), cv2.COLOR_RGBA2BGR)

@@ -1,5 +1,3 @@
-import runpy
-import sys
 from pathlib import Path
 
 from nl_detectron import NonLocalBlock, Predictor, add_non_local_config
@@ -55,20 +53,3 @@ def picture(tmp_path) -> Path:
     image = cv2.resize(rng.integers(0, 255, (8, 12, 3), np.uint8), (120, 80))
     cv2.imwrite(str(file), image)
     return file
-
-
-@pytest.fixture
-def tool(monkeypatch, capsys):
-    """Runs tools/NAME.py with arguments, and returns the exit code, stdout and stderr."""
-
-    def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        path = ROOT / "tools" / f"{name}.py"
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(path), run_name="__main__")
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return run
