@@ -92,9 +92,7 @@ def run_demo(
     for name in configs:
         print(f"  {name + '/':<26} what training left, predictions/, curves.png, and")
         print("    attention.jpg            what the non-local blocks relate")
-        print(
-            "    report.html              all of it on one page (report.jpg if there is Chromium)"
-        )
+        print("    report.html              all of it on a page (report.jpg if there is Chromium)")
     return results
 
 
