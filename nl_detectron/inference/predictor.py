@@ -64,8 +64,13 @@ class Predictor:
             UsageError: naming the argument that cannot work.
         """
         check_threshold(confidence_threshold)
-        cfg = config.clone() if isinstance(config, CfgNode) else _load_cfg(config, weights, opts)
-        cfg.defrost()
+        if isinstance(config, CfgNode):
+            cfg = config.clone()
+            cfg.defrost()
+            cfg.merge_from_list(list(opts))
+        else:
+            cfg = _load_cfg(config, weights, opts)
+            cfg.defrost()
         cfg.MODEL.DEVICE = resolve_device(device)
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = confidence_threshold
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = confidence_threshold
@@ -126,9 +131,8 @@ class Predictor:
                 f"{name} must be uint8 (H, W, 3) in BGR order, got {image.dtype} {image.shape}"
             )
         if 0 in image.shape or min(self.input_size(image)) < 1:
-            raise ImageError(
-                f"{name} is too thin for the model: {image.shape[1::-1]} pixels (W, H)"
-            )
+            height, width = image.shape[:2]
+            raise ImageError(f"{name} of {width} x {height} pixels is too thin for the model")
         return image
 
     def input_size(self, image: np.ndarray) -> tuple[int, int]:
