@@ -10,7 +10,7 @@ Shape shorthand in this module:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ class AttentionMap:
     """The affinity of one query point to all keys of one block.
 
     Attributes:
+        point: the index of the query point.
         block: the block's name in the model, such as ``backbone.bottom_up.res4.nl4``.
         pairwise: its pairwise function.
         query: the point, (x, y) in the image's pixels.
@@ -48,6 +49,7 @@ class AttentionMap:
         instance: the index of the detected instance on whose grid a keypoint head's block works.
     """
 
+    point: int
     block: str
     pairwise: str
     query: tuple[float, float]
@@ -105,8 +107,7 @@ class Attention:
 
     def of(self, point: int, block: str) -> AttentionMap | None:
         """The map of a point, by its index, and a block; None where there is none."""
-        query = self.points[point]
-        return next((m for m in self.maps if m.query == query and m.block == block), None)
+        return next((m for m in self.maps if m.point == point and m.block == block), None)
 
 
 def attention(
@@ -135,29 +136,32 @@ def attention(
         rois = instances.roi.tolist()
         instances.remove("roi")
     if points is None:
-        centres = instances.pred_boxes.get_centers().tolist()
-        queries = [((x, y), index) for index, (x, y) in enumerate(centres)]
+        points = [(x, y) for x, y in instances.pred_boxes.get_centers().tolist()]
+        owners = dict(enumerate(range(len(points))))
     else:
-        queries = [((x, y), _instance_at((x, y), instances)) for x, y in points]
+        found = ((i, _instance_at(point, instances)) for i, point in enumerate(points))
+        owners = {i: owner for i, owner in found if owner is not None}
 
+    queries = dict(enumerate(points))
     scale = np.divide(predictor.input_size(image), image.shape[:2])
     maps = []
     for name, (block, x) in trace.inputs.items():
-        for query, index in queries:
-            if name not in trace.roi_blocks:
-                stride = _stride(predictor.model, block) or trace.padded / np.array(x.shape[2:])
-                y_edges, x_edges = (
-                    np.arange(size + 1) * step / factor
-                    for size, step, factor in zip(x.shape[2:], stride, scale, strict=True)
-                )
-                maps.append(_look(name, block, x, query, x_edges, y_edges))
-            elif index is not None:
-                x0, y0, x1, y1 = instances.pred_boxes.tensor[index].tolist()
-                roi = rois[index]
-                y_edges = np.linspace(y0, y1, x.shape[2] + 1)
-                x_edges = np.linspace(x0, x1, x.shape[3] + 1)
-                maps.append(_look(name, block, x[roi : roi + 1], query, x_edges, y_edges, index))
-    return Attention(image, instances, [query for query, _ in queries], list(trace.inputs), maps)
+        if name not in trace.roi_blocks:
+            stride = _stride(predictor.model, block) or trace.padded / np.array(x.shape[2:])
+            y_edges, x_edges = (
+                np.arange(size + 1) * step / factor
+                for size, step, factor in zip(x.shape[2:], stride, scale, strict=True)
+            )
+            maps += _look(name, block, x, queries, x_edges, y_edges)
+            continue
+        for point, owner in owners.items():
+            x0, y0, x1, y1 = instances.pred_boxes.tensor[owner].tolist()
+            y_edges = np.linspace(y0, y1, x.shape[2] + 1)
+            x_edges = np.linspace(x0, x1, x.shape[3] + 1)
+            roi = x[rois[owner] : rois[owner] + 1]
+            query = {point: queries[point]}
+            maps += _look(name, block, roi, query, x_edges, y_edges, instance=owner)
+    return Attention(image, instances, list(points), list(trace.inputs), maps)
 
 
 def check_has_blocks(model: nn.Module) -> None:
@@ -225,21 +229,27 @@ def _look(
     name: str,
     block: NonLocalBlock,
     x: Tensor,
-    query: tuple[float, float],
+    queries: Mapping[int, tuple[float, float]],
     x_edges: np.ndarray,
     y_edges: np.ndarray,
+    *,
     instance: int | None = None,
-) -> AttentionMap:
-    """One row of the affinity of a block's input x (1, C, H, W), whose cells have these edges."""
-    row, column = _cell(y_edges, query[1]), _cell(x_edges, query[0])
-    index = torch.tensor([row * x.shape[3] + column], device=x.device)
+) -> list[AttentionMap]:
+    """The rows of the affinity of x (1, C, H, W), whose cells have these edges, for points."""
+    cells = [
+        _cell(y_edges, row) * x.shape[3] + _cell(x_edges, column)
+        for column, row in queries.values()
+    ]
     with torch.no_grad():
-        weights = block.affinity(x, index)[0, 0].float().cpu().numpy()
+        rows = block.affinity(x, torch.tensor(cells, dtype=torch.int64, device=x.device))[0]
     if block.sub_sample:
         # A key is the maximum over 2x2 positions, or fewer at an odd end.
         x_edges, y_edges = (np.append(e[:-1:2], e[-1]) for e in (x_edges, y_edges))
-    weights = weights.reshape(len(y_edges) - 1, len(x_edges) - 1)
-    return AttentionMap(name, block.pairwise, query, weights, x_edges, y_edges, instance)
+    rows = rows.float().cpu().numpy().reshape(-1, len(y_edges) - 1, len(x_edges) - 1)
+    return [
+        AttentionMap(point, name, block.pairwise, query, weights, x_edges, y_edges, instance)
+        for (point, query), weights in zip(queries.items(), rows, strict=True)
+    ]
 
 
 def _cell(edges: np.ndarray, position: float) -> int:

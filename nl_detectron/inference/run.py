@@ -101,7 +101,7 @@ def attention_files(
     """Writes pictures of what the non-local blocks relate, below a folder, and shows progress.
 
     For ``image.jpg`` there are ``image.jpg``, all blocks side by side with a row for each query
-    point, and ``image.jpg.blocks/BLOCK_X_Y.png``, each of them alone.
+    point, and ``image.jpg.blocks/1_x64_y64_BLOCK.png``, each of them alone.
 
     Args:
         inputs: images, as :func:`.images.find_inputs` lists them.
@@ -122,11 +122,11 @@ def attention_files(
         if item.is_video:
             raise ImageError(f"{item.path} is a video; attention is drawn on images only")
         attention = predictor.attention(item.path, points)
-        for query in attention.points[:max_points]:
-            for found in (m for m in attention.maps if m.query == query):
-                name = f"{found.block}_{query[0]:.0f}_{query[1]:.0f}.png"
-                drawn = draw_attention(attention.image, found, strongest=strongest)
-                write_image(file.with_name(file.name + ".blocks") / name, drawn)
+        for found in (m for m in attention.maps if m.point < max_points):
+            x, y = found.query
+            name = f"{found.point + 1}_x{x:.0f}_y{y:.0f}_{found.block}.png"
+            drawn = draw_attention(attention.image, found, strongest=strongest)
+            write_image(file.with_name(file.name + ".blocks") / name, drawn)
         sheet = draw_attention_sheet(
             attention, predictor.metadata, strongest=strongest, max_points=max_points
         )

@@ -211,6 +211,14 @@ def test_each_instance_sees_its_own_region(weights, picture):
         assert is_of(found, i + 3)
 
 
+def test_the_same_point_twice(weights, picture):
+    predictor = Predictor(None, weights["people"], confidence_threshold=0, device="cpu")
+    attention = predictor.attention(picture, [(60, 40), (3, 4), (60, 40)])
+    assert [found.point for found in attention.maps if "res4" in found.block] == [0, 1, 2]
+    first, again = attention.of(0, attention.blocks[0]), attention.of(2, attention.blocks[0])
+    assert first is not again and np.array_equal(first.weights, again.weights)
+
+
 def test_a_point_in_no_box_has_no_map_in_the_head(weights, picture):
     predictor = Predictor(None, weights["people"], confidence_threshold=1, device="cpu")
     attention = predictor.attention(picture, [(3, 4)])
@@ -240,7 +248,7 @@ def attention_map(pairwise: str, weights: np.ndarray, box=(0, 0, 80, 40)) -> Att
     x_edges = np.linspace(box[0], box[2], width + 1)
     y_edges = np.linspace(box[1], box[3], height + 1)
     return AttentionMap(
-        "a.res4.nl4", pairwise, (5, 5), weights.astype(np.float32), x_edges, y_edges
+        0, "a.res4.nl4", pairwise, (5, 5), weights.astype(np.float32), x_edges, y_edges
     )
 
 
@@ -291,8 +299,8 @@ def test_the_tool(tool, weights, picture, tmp_path):
     assert code == 0 and "1 written" in printed, err
     sheet = cv2.imread(str(out / "picture.png"))
     names = sorted(file.name for file in (out / "picture.png.blocks").iterdir())
-    assert "backbone.bottom_up.res4.nl4_3_4.png" in names
-    assert "roi_heads.keypoint_head.nl4_60_40.png" in names
+    assert "1_x3_y4_backbone.bottom_up.res4.nl4.png" in names
+    assert "2_x60_y40_roi_heads.keypoint_head.nl4.png" in names
     code, *_ = tool(
         "visualize_attention", *options, "--output", out, "--per-instance", "--max-instances", "3"
     )

@@ -1,5 +1,8 @@
 import json
+import shutil
 import sys
+import weakref
+from pathlib import Path
 
 from nl_detectron import Predictor
 from nl_detectron.engine import UsageError
@@ -65,6 +68,25 @@ def test_predicts_on_a_folder(predictor, folder, tmp_path):
     expected = [{**result, "file_name": "4.png"} for result in expected]
     assert [result for result in results if result["file_name"] == "4.png"] == expected
     assert not list(output.rglob("*.partial*"))
+
+
+def test_one_image_is_held_at_a_time(weights, picture, tmp_path, monkeypatch):
+    predictor = Predictor(None, weights["shapes"], confidence_threshold=0, device="cpu")
+    for i in range(8):
+        (tmp_path / f"images/{i}").mkdir(parents=True)
+        shutil.copy(picture, tmp_path / f"images/{i}")
+    load, loaded, alive = predictor.load, [], []
+
+    def watched(file):
+        image = load(file)
+        if isinstance(file, Path):
+            alive.append(sum(reference() is not None for reference in loaded))
+            loaded.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(predictor, "load", watched)
+    summary = predict_files(predictor, find_inputs([tmp_path / "images"]), tmp_path / "out")
+    assert summary.written == 8 and alive == [0] * 8
 
 
 def test_resume_does_only_what_is_missing(weights, folder, tmp_path):
