@@ -11,6 +11,7 @@ import cv2
 from ..engine import UsageError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+TIMEOUT = 300  # seconds, on a busy machine
 
 
 def find_chromium() -> str | None:
@@ -37,7 +38,10 @@ def screenshot(page: Path, picture: Path, *, width: int = 1100, height: int = 15
         command += [f"--user-data-dir={folder}/profile", page.absolute().as_uri()]
         if os.name == "posix" and os.geteuid() == 0:
             command.insert(1, "--no-sandbox")  # without which it refuses to run as root
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise UsageError(f"{browser} made no picture of {page} in {TIMEOUT} s") from None
         if not file.exists():
             lines = result.stderr.strip().splitlines() or ["no message"]
             raise UsageError(f"{browser} made no picture of {page}: {lines[-1]}")
