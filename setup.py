@@ -39,5 +39,9 @@ setup(
         "black",
         "setuptools<81",
     ],
-    extras_require={"dev": ["pytest>=8", "ruff>=0.15"]},
+    extras_require={
+        "app": ["gradio>=6"],  # tools/app.py
+        "track": ["scipy"],  # tools/predict.py --track: Detectron2's trackers import it
+        "dev": ["pytest>=8", "ruff>=0.15", "playwright", "scipy", "supervision"],
+    },
 )
