@@ -2,11 +2,12 @@
 
 import argparse
 import copy
-import difflib
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer, read_config
-from ..engine import UsageError, load_cfg
+from ..engine import load_cfg
+from ..errors import UsageError, did_you_mean
 from .attention import Attention, attention
 from .images import ImageError, read_image
 
@@ -68,11 +70,15 @@ class Predictor:
                 the model without weights, too.
         """
         check_threshold(confidence_threshold)
+        weights = str(weights)
+        if not urlparse(weights).scheme and not os.path.isfile(weights):
+            raise UsageError(f"--weights {weights} does not exist")
         if isinstance(config, CfgNode):
             cfg = config.clone()
             cfg.defrost()
             cfg.merge_from_list(list(opts))
         else:
+            cfg = _load_cfg(config, weights, opts, trust)
             cfg.defrost()
         cfg.MODEL.DEVICE = resolve_device(device)
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = confidence_threshold
@@ -234,8 +240,7 @@ def _metadata(cfg: CfgNode) -> Metadata:
 def _class_indices(classes: Sequence[str], names: Sequence[str]) -> list[int]:
     for name in classes:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
             few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            hint = f"did you mean {' or '.join(close)}?" if close else f"it has {few}"
-            raise UsageError(f"--classes {name!r} is no class of this model; {hint}")
+            hint = did_you_mean(name, names) or f"; it has {few}"
+            raise UsageError(f"--classes {name!r} is no class of this model{hint}")
     return [names.index(name) for name in classes]
