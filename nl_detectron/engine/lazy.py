@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..errors import UsageError, did_you_mean
+from .monitor import NonLocalMonitor
 from .setup import (
     check_dataset_files,
     check_model,
@@ -143,6 +144,7 @@ def train(cfg: DictConfig, *, resume: bool) -> TrainerBase:
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            NonLocalMonitor(model),
         ]
     )
     # Checkpoints before evaluations, so that one which fails loses no training; the writers last,
