@@ -91,7 +91,8 @@ class NonLocalMonitor(HookBase):
                 return
             entropy = attention_entropy(affinity)
             storage.put_scalar(f"non_local/{name}/entropy", entropy, smoothing_hint=False)
-            self._warn_of_collapse(name, keys**entropy, keys)
+            if block.theta is not None:  # the Gaussian has no embeddings that could run away
+                self._warn_of_collapse(name, keys**entropy, keys)
 
         return record
 

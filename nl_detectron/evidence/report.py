@@ -184,7 +184,7 @@ def attention(model: nn.Module, image: np.ndarray, point: tuple[float, float]) -
     inputs = []
     handle = block.register_forward_hook(lambda module, args, z: inputs.append(args[0]))
     model.backbone(
-        model.preprocess_image([{"image": torch.as_tensor(image).permute(2, 0, 1)}]).tensor
+        model.preprocess_image([{"image": torch.as_tensor(image.copy()).permute(2, 0, 1)}]).tensor
     )
     handle.remove()
     height, width = inputs[0].shape[2:]

@@ -16,9 +16,9 @@ from ..modeling.insertion import insert_after
 CONFIG = "quick_schedules/Base-Far-Cue.yaml"
 DIFFICULTIES = {"one_key": 600, "matching_key": 1000}  # with the iterations of each
 
-# The bottleneck channels with which a residual block has at least the parameters and the FLOPs of
-# a non-local block at its place in the model of CONFIG
-DEEPER_CHANNELS = 50
+# The bottleneck channels with which a residual block has at least the parameters and FLOPs of any
+# one non-local block at its place in the model of CONFIG
+DEEPER_CHANNELS = 56
 
 
 @BACKBONE_REGISTRY.register()
