@@ -14,8 +14,9 @@ FAR_CUE_CLASSES = ("key_a", "key_b", "target_a", "target_b")
 FAR_CUE_SIZE = (64, 304)  # the smallest (H, W), in pixels
 KEY_ZONE, TARGET_ZONE = 48, 80  # pixels from either end, in which all of a key or target lies
 
-WHITE, RED, GREEN = (245, 245, 245), (40, 40, 220), (40, 190, 40)  # BGR
-PALETTE = (RED, GREEN, (220, 90, 30), (30, 215, 225))  # with blue and yellow
+RED, GREEN = (40, 40, 220), (40, 190, 40)  # BGR
+# of the cores of matching keys: white, black, blue and yellow
+PALETTE = ((245, 245, 245), (15, 15, 15), (220, 90, 30), (30, 215, 225))
 
 
 def draw_one_key(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
@@ -34,28 +35,27 @@ def draw_one_key(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     answer = int(rng.integers(2))
     strip.add_key((RED, GREEN)[answer], answer, radius=rng.uniform(16, 22))
     for _ in range(rng.integers(2, 5)):
-        strip.add_target(WHITE, answer)
+        strip.add_target(PALETTE[0], answer)
     return strip.scene()
 
 
 def draw_matching_key(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Draws two keys of different colours, and far away targets in the colours of the keys.
+    """Draws a red and a green key with cores of different colours, and targets in those colours.
 
-    One key, of class a, is a disc; the other one, of class b, is a ring. A target is of the class
-    of the key in its own colour, whose place, like which colour is what, changes from image to
-    image. The keys' average says nothing: it always has one disc and one ring.
+    A target is of the class of the key whose core has its colour. Which core goes with which key,
+    and which key is above the other, changes from image to image. The average of the keys says
+    nothing: there is always one of each class.
 
     Args, Returns: as for :func:`draw_one_key`.
     """
     strip = _Strip(rng, size)
-    colours = [PALETTE[i] for i in rng.choice(len(PALETTE), 2, replace=False)]
+    cores = [PALETTE[i] for i in rng.choice(len(PALETTE), 2, replace=False)]
     for half, answer in enumerate(rng.permutation(2).tolist()):
-        strip.add_key(
-            colours[answer], answer, radius=rng.uniform(11, 14), ring=bool(answer), half=half
-        )
+        radius = rng.uniform(12, 14)
+        strip.add_key((RED, GREEN)[answer], answer, radius=radius, core=cores[answer], half=half)
     for _ in range(rng.integers(2, 5)):
         answer = int(rng.integers(2))
-        strip.add_target(colours[answer], answer)
+        strip.add_target(cores[answer], answer)
     return strip.scene()
 
 
@@ -74,13 +74,13 @@ class _Strip:
         answer: int,
         *,
         radius: float,
-        ring: bool = False,
+        core: Sequence[float] | None = None,
         half: int | None = None,
     ) -> None:
         """Adds a key; two of them take the upper half, 0, and the lower one, 1."""
-        outlines = [UNIT_CIRCLE, UNIT_CIRCLE * 0.5] if ring else [UNIT_CIRCLE]
         rows = (0, 1) if half is None else (half / 2, (half + 1) / 2)
-        self._add(outlines, colour, radius, KEY_ZONE, at_start=not self._mirrored, rows=rows)
+        parts = [(UNIT_CIRCLE, colour)] + ([(UNIT_CIRCLE * 0.55, core)] if core else [])
+        self._add(parts, radius, KEY_ZONE, at_start=not self._mirrored, rows=rows)
         self._categories.append(1 + answer)
 
     def add_target(self, colour: Sequence[float], answer: int) -> None:
@@ -89,7 +89,7 @@ class _Strip:
         outline = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         outline = outline @ rotation(self._rng.uniform(0, np.pi))
         radius = self._rng.uniform(7, 10)  # no three of these leave no room for a fourth
-        self._add([outline], colour, radius, TARGET_ZONE, at_start=self._mirrored)
+        self._add([(outline, colour)], radius, TARGET_ZONE, at_start=self._mirrored)
         self._categories.append(3 + answer)
 
     def scene(self) -> Scene:
@@ -99,8 +99,7 @@ class _Strip:
 
     def _add(
         self,
-        outlines: Sequence[np.ndarray],
-        colour: Sequence[float],
+        parts: Sequence[tuple[np.ndarray, Sequence[float]]],
         radius: float,
         zone: int,
         *,
@@ -110,6 +109,7 @@ class _Strip:
         """Paints an object where it touches no other: in the zone at the strip's start or end.
 
         Args:
+            parts: outlines in the unit circle and their colours, the later ones on top.
             rows: the part of the strip's height that it lies in.
         """
         start = 0 if at_start else self._width - zone
@@ -120,6 +120,11 @@ class _Strip:
             if all(np.hypot(x - a, y - b) > radius + r + 1 for a, b, r in self._taken):
                 break
         self._taken.append((x, y, radius))
-        shade = plain(np.clip(np.array(colour) * self._rng.uniform(0.85, 1.05), 0, 255))
-        outlines = [outline * radius + (x, y) for outline in outlines]
-        self._canvas.place(lambda number: self._canvas.paint(outlines, shade, number))
+        light = self._rng.uniform(0.85, 1.05)
+
+        def paint(number: int) -> None:
+            for outline, colour in parts:
+                texture = plain(np.clip(np.array(colour) * light, 0, 255))
+                self._canvas.paint([outline * radius + (x, y)], texture, number)
+
+        self._canvas.place(paint)

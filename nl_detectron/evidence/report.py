@@ -219,7 +219,7 @@ used in choosing any setting. Each cell is the mean over seeds (and the minimum 
   0.5 or more), those whose class is right. There are two, so chance is 50 %.
 - *Target AP*, *key AP*: COCO's box AP, mean of the two classes. Keys are told from near by: their
   AP is the control that a model has learned to see.
-- *Seconds*: training and evaluations, on one CPU core."""
+- *Seconds*: of one CPU core, training and evaluations together."""
 
 _ATTENTION = """\
 ![Attention of targets](attention_{difficulty}.png)

@@ -14,7 +14,7 @@ from ..modeling.backbone import build_non_local_resnet_backbone
 from ..modeling.insertion import insert_after
 
 CONFIG = "quick_schedules/Base-Far-Cue.yaml"
-DIFFICULTIES = {"one_key": 600, "matching_key": 1000}  # with the iterations of each
+DIFFICULTIES = {"one_key": 400, "matching_key": 900}  # with the iterations of each
 
 # The bottleneck channels with which a residual block has at least the parameters and FLOPs of any
 # one non-local block at its place in the model of CONFIG

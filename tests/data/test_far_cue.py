@@ -1,5 +1,12 @@
 from nl_detectron.data import draw_matching_key, draw_one_key
-from nl_detectron.data.far_cue import FAR_CUE_SIZE, KEY_ZONE, PALETTE, TARGET_ZONE
+from nl_detectron.data.far_cue import (
+    FAR_CUE_SIZE,
+    GREEN,
+    KEY_ZONE,
+    PALETTE,
+    RED,
+    TARGET_ZONE,
+)
 
 import numpy as np
 import pytest
@@ -13,10 +20,23 @@ def columns(instance) -> tuple[int, int]:
     return x.min(), x.max()
 
 
-def colour(scene, instance) -> int:
-    """The index in PALETTE of the colour that the instance is of."""
-    mean = scene.image[instance.mask].mean(axis=0)
-    return int(np.argmin([np.linalg.norm(mean - c) for c in PALETTE]))
+def nearest(colour, colours) -> int:
+    """The index of the colour, of several in BGR, that is most like this one."""
+    return int(np.argmin([np.linalg.norm(colour - np.array(c)) for c in colours]))
+
+
+def core(scene, key) -> int:
+    """The index in PALETTE of the colour in a key's middle."""
+    y, x = (round(np.mean(axis)) for axis in np.nonzero(key.mask))
+    return nearest(scene.image[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1)), PALETTE)
+
+
+def rim(scene, key) -> int:
+    """0 for a key that is red at its left border, 1 for a green one."""
+    y, x = np.nonzero(key.mask)
+    return nearest(
+        scene.image[round(y.mean()), x.min() + 2 : x.min() + 5].mean(axis=0), (RED, GREEN)
+    )
 
 
 def scenes(difficulty, size=FAR_CUE_SIZE):
@@ -47,7 +67,7 @@ def test_one_key_tells_the_class_of_all_targets():
     answers = []
     for scene, keys, targets in scenes("one_key"):
         [key] = keys
-        assert colour(scene, key) == key.category_id - 1  # red is a, green is b
+        assert rim(scene, key) == key.category_id - 1  # red is a, green is b
         assert 2 <= len(targets) <= 4
         assert {target.category_id for target in targets} == {key.category_id + 2}
         for target in targets:
@@ -56,22 +76,21 @@ def test_one_key_tells_the_class_of_all_targets():
     assert 0.35 < np.mean(np.array(answers) == 1) < 0.65
 
 
-def test_matching_keys_tell_the_class_of_targets_in_their_colour():
+def test_matching_keys_tell_the_class_of_targets_in_the_colour_of_their_core():
     classes, places, colours = [], [], []
     for scene, keys, targets in scenes("matching_key"):
         assert sorted(key.category_id for key in keys) == [1, 2]  # always one of each
-        by_colour = {colour(scene, key): key for key in keys}
-        assert len(by_colour) == 2
+        assert all(rim(scene, key) == key.category_id - 1 for key in keys)
+        by_core = {core(scene, key): key for key in keys}
+        assert len(by_core) == 2
         for target in targets:
-            assert target.category_id == by_colour[colour(scene, target)].category_id + 2
+            matching = by_core[nearest(scene.image[target.mask].mean(axis=0), PALETTE)]
+            assert target.category_id == matching.category_id + 2
             classes.append(target.category_id)
-        for key in keys:  # a ring has a hole
-            y, x = (int(np.mean(axis)) for axis in np.nonzero(key.mask))
-            assert key.mask[y, x] == (key.category_id == 1)
         rows = {key.category_id: np.nonzero(key.mask)[0].mean() for key in keys}
         places.append(rows[1] < rows[2])
-        colours.append([c for c, key in by_colour.items() if key.category_id == 1][0])
-    # Neither the class alone nor place or colour of a key gives the answer away.
+        colours += [colour for colour, key in by_core.items() if key.category_id == 1]
+    # Neither the class alone nor place or core of a key gives the answer away.
     assert 0.4 < np.mean(np.array(classes) == 3) < 0.6
     assert 0.35 < np.mean(places) < 0.65
     assert min(np.bincount(colours, minlength=len(PALETTE))) > 0.12 * NUM_IMAGES
