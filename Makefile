@@ -1,11 +1,11 @@
-# make setup | demo | test      VENV=path uses another environment (made there if there is none)
+# make setup | demo | evidence | test      VENV=path uses another environment (made there if there is none)
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP = $(VENV)/.nl_detectron-is-set-up
 
-.PHONY: setup demo test
+.PHONY: setup demo evidence test
 
 setup: $(STAMP)
 
@@ -21,6 +21,9 @@ $(STAMP): $(wildcard requirements/*.txt) setup.py pyproject.toml
 
 demo: setup
 	$(BIN)/python tools/demo.py
+
+evidence: setup
+	$(BIN)/python tools/far_cue.py --docs docs
 
 test: setup
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 
 def add_non_local_config(cfg: CfgNode) -> None:
-    """Adds ``MODEL.NON_LOCAL`` and two keys of ``SOLVER`` to a Detectron2 config, in place."""
+    """Adds ``MODEL.NON_LOCAL`` and the new keys of ``SOLVER`` to a Detectron2 config, in place."""
     cfg.MODEL.NON_LOCAL = CfgNode()
     node = cfg.MODEL.NON_LOCAL
 
@@ -33,6 +33,12 @@ def add_non_local_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Save the weights of each checkpoint as .safetensors, too, beside the .pth that --resume needs
     cfg.SOLVER.CHECKPOINT_SAFETENSORS = False
+    # Factor on the learning rate of the layers of the pairwise function f in each non-local block:
+    # theta, phi and w_f. From scratch with AdamW the two exponential forms want less than 1, since
+    # their attention collapses otherwise.
+    cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR = 1.0
+    # The same of the block's other layers: g, out and norm
+    cfg.SOLVER.NON_LOCAL_LR_FACTOR = 1.0
 
 
 def non_local_options(cfg: CfgNode) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The optimizer that the config names."""
+"""The optimizer that the config names, with learning rates of their own for non-local blocks."""
+
+import math
 
 import torch
 from detectron2.config import CfgNode
@@ -7,17 +9,66 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
+from .layers import NonLocalBlock
+
 OPTIMIZERS = ("SGD", "AdamW")
+PAIRWISE_LAYERS = ("theta", "phi", "w_f")  # of the pairwise function f in a NonLocalBlock
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Detectron2's SGD, or AdamW with the same handling of weight decay and gradient clipping.
 
+    ``SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR`` multiplies the learning rate of the layers of f in each
+    :class:`NonLocalBlock` (theta, phi and w_f), ``SOLVER.NON_LOCAL_LR_FACTOR`` that of its others
+    (g, out and norm). Where both are 1, the optimizer is the one without them.
+
     Raises:
-        ValueError: if ``SOLVER.OPTIMIZER`` is not one of :data:`OPTIMIZERS`.
+        ValueError: if ``SOLVER.OPTIMIZER`` is not one of :data:`OPTIMIZERS`, or a factor negative.
     """
-    if cfg.SOLVER.OPTIMIZER == "SGD":
-        return build_sgd(cfg, model)
+    check_lr_factors(cfg)
+    build = build_sgd if cfg.SOLVER.OPTIMIZER == "SGD" else _build_adamw
+    optimizer = build(cfg, model)
+    _scale_learning_rates(optimizer, _non_local_lr_factors(cfg, model))
+    return optimizer
+
+
+def check_lr_factors(cfg: CfgNode) -> None:
+    """Checks the factors on the learning rates of non-local blocks.
+
+    Raises:
+        ValueError: if one is negative or no number.
+    """
+    for key in ("NON_LOCAL_PAIRWISE_LR_FACTOR", "NON_LOCAL_LR_FACTOR"):
+        if not 0 <= cfg.SOLVER[key] < math.inf:
+            raise ValueError(f"SOLVER.{key} must be 0 or more, got {cfg.SOLVER[key]}")
+
+
+def _non_local_lr_factors(cfg: CfgNode, model: nn.Module) -> dict[nn.Parameter, float]:
+    """The factors on the learning rates of all parameters of a model's non-local blocks."""
+    solver, factors = cfg.SOLVER, {}
+    for block in (module for module in model.modules() if isinstance(module, NonLocalBlock)):
+        for name, parameter in block.named_parameters():
+            pairwise = name.partition(".")[0] in PAIRWISE_LAYERS
+            factors[parameter] = (
+                solver.NON_LOCAL_PAIRWISE_LR_FACTOR if pairwise else solver.NON_LOCAL_LR_FACTOR
+            )
+    return factors
+
+
+def _scale_learning_rates(
+    optimizer: torch.optim.Optimizer, factors: dict[nn.Parameter, float]
+) -> None:
+    """Moves parameters whose factor is not 1 into groups of their own, with learning rates so."""
+    for group in list(optimizer.param_groups):
+        own = {p: factors[p] for p in group["params"] if factors.get(p, 1.0) != 1.0}
+        group["params"] = [p for p in group["params"] if p not in own]
+        for factor in sorted(set(own.values())):
+            chosen = [p for p in own if own[p] == factor]
+            optimizer.add_param_group({**group, "params": chosen, "lr": group["lr"] * factor})
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+
+
+def _build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if cfg.SOLVER.OPTIMIZER != "AdamW":
         raise ValueError(
             f"SOLVER.OPTIMIZER must be one of {OPTIMIZERS}, got {cfg.SOLVER.OPTIMIZER!r}"

@@ -1,6 +1,6 @@
 """Registers the generated sets as Detectron2 datasets, as Detectron2 does with its builtin ones.
 
-They are 128x128 images below `$DETECTRON2_DATASETS` (by default `datasets`), which is read when
+They are small images below `$DETECTRON2_DATASETS` (by default `datasets`), which is read when
 this module is imported. Importing generates nothing: a set is generated when it is first used.
 """
 
@@ -52,7 +52,7 @@ def register_generated(
 
 
 def register_all(root: str | Path) -> list[str]:
-    """Registers shapes_train, shapes_val, shapes_tiny and the same of people below root.
+    """Registers shapes_train, shapes_val, shapes_tiny and the same of the other kinds below root.
 
     Returns:
         These names.

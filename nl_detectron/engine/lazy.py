@@ -21,6 +21,7 @@ from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
 from ..errors import UsageError, did_you_mean
+from .monitor import NonLocalMonitor
 from .setup import (
     check_dataset_files,
     check_model,
@@ -168,6 +169,7 @@ def train(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            NonLocalMonitor(model),
         ]
     )
     # Checkpoints before evaluations, so that one which fails loses no training; the writers last,

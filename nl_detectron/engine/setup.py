@@ -23,7 +23,7 @@ from ..model_zoo import get_config_file
 from ..modeling.backbone import check_placement
 from ..modeling.insertion import build_block
 from ..modeling.keypoint_head import check_keypoint_head_placement
-from ..solver import OPTIMIZERS
+from ..solver import OPTIMIZERS, check_lr_factors
 from .launch import num_cpu_cores
 from .trainer import EVALUATORS
 
@@ -201,6 +201,7 @@ def check_model(cfg: CfgNode) -> None:
             f"SOLVER.OPTIMIZER must be one of {OPTIMIZERS}, got {cfg.SOLVER.OPTIMIZER!r}"
         )
     try:
+        check_lr_factors(cfg)
         if cfg.MODEL.BACKBONE.NAME.startswith("build_non_local_"):
             check_placement(cfg)
         if cfg.MODEL.KEYPOINT_ON and head.NAME == "NonLocalKeypointHead":

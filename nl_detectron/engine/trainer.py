@@ -31,6 +31,7 @@ from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
 from ..solver import build_optimizer
+from .monitor import NonLocalMonitor
 
 # below the logger that Detectron2 sets up, whatever the name it is installed under
 logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
@@ -120,6 +121,7 @@ class Trainer(DefaultTrainer):
             **self._loading,
         )
         ret = super().build_hooks()
+        ret.insert(0, NonLocalMonitor(self.model))  # before the hook that writes what it found
         if self.cfg.TEST.AUG.ENABLED:
             ret.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
         return ret

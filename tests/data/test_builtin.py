@@ -10,7 +10,8 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 
 SPLITS = ("train", "val", "tiny")
-NAMES = [f"{kind}_{split}" for kind in ("shapes", "people") for split in SPLITS]
+ALL_KINDS = ("shapes", "people", "far_cue_one_key", "far_cue_matching_key")
+NAMES = [f"{kind}_{split}" for kind in ALL_KINDS for split in SPLITS]
 
 
 @pytest.fixture(params=("shapes", "people"))
@@ -33,7 +34,7 @@ def test_import_registers_below_the_root_and_writes_nothing(tmp_path, monkeypatc
     for name in NAMES:
         assert name in DatasetCatalog
         folder = tmp_path / "nl_detectron" / name
-        json_name = "instances.json" if name.startswith("shapes") else "person_keypoints.json"
+        json_name = "person_keypoints.json" if name.startswith("people") else "instances.json"
         metadata = MetadataCatalog.get(name)
         assert metadata.json_file == str(folder / json_name)
         assert metadata.image_root == str(folder / "images")
@@ -51,13 +52,11 @@ def test_builtin_sets(monkeypatch):
     for name in NAMES:
         with pytest.raises(InterruptedError):
             DatasetCatalog.get(name)
+    splits = {"train": (2000, 1), "val": (300, 2), "tiny": (8, 3)}
     assert asked == {
-        "shapes_train": {"kind": "shapes", "num_images": 2000, "seed": 1},
-        "shapes_val": {"kind": "shapes", "num_images": 300, "seed": 2},
-        "shapes_tiny": {"kind": "shapes", "num_images": 8, "seed": 3},
-        "people_train": {"kind": "people", "num_images": 2000, "seed": 1},
-        "people_val": {"kind": "people", "num_images": 300, "seed": 2},
-        "people_tiny": {"kind": "people", "num_images": 8, "seed": 3},
+        f"{kind}_{split}": {"kind": kind, "num_images": num_images, "seed": seed}
+        for kind in ALL_KINDS
+        for split, (num_images, seed) in splits.items()
     }
 
 

@@ -4,7 +4,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from nl_detectron.data import KINDS, SHAPE_CLASSES, draw_people, draw_shapes, generate
+from nl_detectron.data import (
+    FAR_CUE_CLASSES,
+    KINDS,
+    SHAPE_CLASSES,
+    draw_people,
+    draw_shapes,
+    generate,
+)
 from nl_detectron.data.drawing import MIN_PIXELS, Canvas, plain
 
 import cv2
@@ -15,6 +22,13 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 SEED, NUM_IMAGES, SIZE = 7, 10, (128, 128)
+# Number of objects in an image, at least and at most
+OBJECTS = {
+    "shapes": (2, 3),
+    "people": (1, 2),
+    "far_cue_one_key": (3, 5),
+    "far_cue_matching_key": (4, 6),
+}
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))
@@ -50,12 +64,12 @@ def test_pycocotools_reads_the_set(generated):
         "kind": kind,
         "seed": SEED,
         "num_images": NUM_IMAGES,
-        "size": [128, 128],
+        "size": list(KINDS[kind].size),
     }
     assert set(coco.dataset) == {"info", "licenses", "images", "annotations", "categories"}
     assert sorted(coco.imgs) == list(range(1, NUM_IMAGES + 1))
     assert sorted(coco.anns) == list(range(1, len(coco.anns) + 1))
-    names = {"shapes": list(SHAPE_CLASSES), "people": ["person"]}[kind]
+    names = {"shapes": list(SHAPE_CLASSES), "people": ["person"]}.get(kind, list(FAR_CUE_CLASSES))
     assert [coco.cats[i + 1]["name"] for i in range(len(coco.cats))] == names
     if kind == "people":
         assert coco.cats[1]["keypoints"] == list(NAMES)
@@ -68,11 +82,11 @@ def test_annotations_are_exact(generated):
     kind, json_file = generated
     coco = COCO(json_file)
     for i, image in coco.imgs.items():
-        scene = KINDS[kind].draw(np.random.default_rng([SEED, i]), SIZE)
+        scene = KINDS[kind].draw(np.random.default_rng([SEED, i]), KINDS[kind].size)
         on_disk = cv2.imread(str(json_file.parent / "images" / image["file_name"]))
         np.testing.assert_array_equal(on_disk, scene.image)
         annotations = coco.imgToAnns[i]
-        low, high = {"shapes": (2, 3), "people": (1, 2)}[kind]
+        low, high = OBJECTS[kind]
         assert low <= len(annotations) <= high
         masks = [coco.annToMask(annotation) for annotation in annotations]
         assert np.sum(masks, axis=0).max() == 1  # disjoint
@@ -187,8 +201,9 @@ def test_images_depend_on_seed_and_number_only(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize("size", [(64, 64), (97, 211), (150, 71)])
-def test_sizes(kind, size, tmp_path):
+@pytest.mark.parametrize("larger", [(0, 0), (33, 147), (86, 7)])
+def test_sizes(kind, larger, tmp_path):
+    size = tuple(np.add(KINDS[kind].min_size, larger).tolist())
     coco = COCO(generate(tmp_path / "set", kind=kind, num_images=2, size=size, seed=3))
     for image in coco.imgs.values():
         assert (image["height"], image["width"]) == size
@@ -313,9 +328,13 @@ def test_two_processes_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "cars"}, "kind must be one of shapes, people, not 'cars'"),
+        ({"kind": "cars"}, "kind must be one of shapes, people, .*, not 'cars'"),
         ({"num_images": 0}, "num_images must be at least 1, not 0"),
-        ({"size": (128, 63)}, r"size must be at least 64 in height and width, not \(128, 63\)"),
+        ({"size": (128, 63)}, r"size must be at least \(64, 64\) .*, not \(128, 63\)"),
+        (
+            {"kind": "far_cue_one_key", "size": (64, 128)},
+            r"at least \(64, 304\) \(height, width\) for far_cue_one_key, not \(64, 128\)",
+        ),
         ({"seed": -1}, "seed must not be negative, but is -1"),
     ],
 )

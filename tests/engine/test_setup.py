@@ -73,6 +73,7 @@ def test_a_config_that_can_work(dataset):
             "did you mean NonLocalKeypointHead",
         ),
         (("SOLVER.OPTIMIZER", "Adam"), "AdamW.*'Adam'"),
+        (("SOLVER.NON_LOCAL_LR_FACTOR", "-1.0"), "SOLVER.NON_LOCAL_LR_FACTOR must be 0 or more"),
         (("MODEL.DEVICE", "cuda"), "no CUDA device here; use MODEL.DEVICE cpu"),
         (("MODEL.WEIGHTS", "nowhere.pth"), "nowhere.pth does not exist"),
         (("DATASETS.TRAIN", "()"), "DATASETS.TRAIN is empty"),

@@ -1,0 +1,114 @@
+"""What non-local blocks do while they train, as scalars beside the losses."""
+
+import logging
+import math
+
+import detectron2
+import torch
+from detectron2.engine.train_loop import HookBase
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from ..layers import NonLocalBlock
+
+# below the logger that Detectron2 sets up, whatever the name it is installed under
+logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
+
+# The forms whose affinity is a distribution over the keys, which alone has an entropy
+DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
+
+
+def attention_entropy(affinity: Tensor) -> float:
+    """The mean entropy of rows of attention, relative to that of a uniform one: from 0 to 1.
+
+    Args:
+        affinity: (..., M), each row a distribution over M >= 2 keys.
+    """
+    entropy = torch.special.entr(affinity.float()).sum(dim=-1).mean()
+    return entropy.item() / math.log(affinity.shape[-1])
+
+
+class NonLocalMonitor(HookBase):
+    """Writes what each :class:`NonLocalBlock` does every few iterations, and warns of a collapse.
+
+    The scalars of the block ``res4.nl4`` are
+
+    - ``non_local/res4.nl4/entropy``: the mean entropy of its attention relative to log M, from 0
+      (each query sees one key) to 1 (uniform attention); of the two exponential forms only.
+    - ``non_local/res4.nl4/output_ratio``: how much it adds, ||z - x|| / ||x||.
+
+    They are of a few query positions in the first image of the batch, hence cheap, and change
+    nothing about the training. Where the entropy falls so low in the first iterations that queries
+    see fewer than two keys on average, a warning says so, once for each block.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, period: int = 20, num_queries: int = 8, warn_until: int = 200
+    ):
+        """
+        Args:
+            model: whose blocks are watched.
+            period: iterations from one record to the next.
+            num_queries: query positions for the entropy, evenly spaced over the map.
+            warn_until: the iteration up to which a collapse is warned of. Later, attention to a
+                single key can be what has been learned.
+        """
+        if period < 1 or num_queries < 1:
+            raise ValueError(
+                f"period and num_queries must be at least 1, got {period} and {num_queries}"
+            )
+        self._period, self._num_queries, self._warn_until = period, num_queries, warn_until
+        named = model.named_modules()
+        self._blocks = {_short(name): m for name, m in named if isinstance(m, NonLocalBlock)}
+        self._handles: list = []
+        self._warned: set[str] = set()
+
+    def before_step(self) -> None:
+        if (self.trainer.iter + 1) % self._period == 0:
+            for name, block in self._blocks.items():
+                self._handles.append(block.register_forward_hook(self._recorder(name)))
+
+    def after_step(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _recorder(self, name: str):
+        @torch.no_grad()
+        def record(block: NonLocalBlock, inputs: tuple[Tensor], z: Tensor) -> None:
+            x, z = inputs[0][:1], z[:1].float()
+            if x.numel() == 0:  # a head without any instance
+                return
+            storage = get_event_storage()
+            ratio = ((z - x).norm() / x.norm().clamp(min=1e-12)).item()
+            storage.put_scalar(f"non_local/{name}/output_ratio", ratio, smoothing_hint=False)
+            if block.pairwise not in DISTRIBUTIONS:
+                return
+            positions = x[0, 0].numel()
+            queries = torch.linspace(0, positions - 1, self._num_queries).long().unique()
+            affinity = block.affinity(x, queries.to(x.device))  # (1, Q, M)
+            keys = affinity.shape[-1]
+            if keys < 2:
+                return
+            entropy = attention_entropy(affinity)
+            storage.put_scalar(f"non_local/{name}/entropy", entropy, smoothing_hint=False)
+            if block.theta is not None:  # the Gaussian has no embeddings that could run away
+                self._warn_of_collapse(name, keys**entropy, keys)
+
+        return record
+
+    def _warn_of_collapse(self, name: str, effective: float, keys: int) -> None:
+        iteration = self.trainer.iter
+        if effective < 2 and iteration <= self._warn_until and name not in self._warned:
+            self._warned.add(name)
+            logger.warning(
+                f"The attention of non-local block {name} has collapsed: at iteration {iteration} "
+                f"its queries see {effective:.1f} of {keys} positions. It may not recover; lower "
+                "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR (0.03 is a good start with AdamW) or BASE_LR"
+            )
+
+
+def _short(name: str) -> str:
+    """A block's name without the parts that all blocks of a model share, as in res4.nl4."""
+    for prefix in ("module.", "backbone.", "bottom_up."):
+        name = name.removeprefix(prefix)
+    return name

@@ -1,0 +1,7 @@
+"""The experiment behind docs/evidence.md: what models do with non-local blocks and without."""
+
+from .report import write_report
+from .run import Run, run_all
+from .variants import DIFFICULTIES, VARIANTS
+
+__all__ = ["DIFFICULTIES", "VARIANTS", "Run", "run_all", "write_report"]

@@ -1,0 +1,233 @@
+"""docs/evidence.md and its pictures, from what the runs have left."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from matplotlib.figure import Figure
+from tabulate import tabulate
+from torch import nn
+
+from ..analysis import count_flops, count_parameters, largest_input
+from ..data.far_cue import FAR_CUE_SIZE, KEY_ZONE, TARGET_ZONE
+from ..layers import NonLocalBlock
+from ..receptive_field import reach
+from .run import TARGETS, Run
+from .variants import DIFFICULTIES, VARIANTS, build_cfg
+
+COLUMNS = {
+    "target accuracy, %": "target_accuracy",
+    "targets found, %": "targets_found",
+    "target AP": "target_AP",
+    "key AP": "key_AP",
+    "seconds": "seconds",
+}
+PLOTTED = (
+    *("plain", "deeper", "wider", "uniform"),
+    *("embedded_gaussian", "dot_product", "gaussian", "concatenation"),
+)
+PICTURED = ("embedded_gaussian_full", "embedded_gaussian", "dot_product")  # the first one there is
+GAP = FAR_CUE_SIZE[1] - KEY_ZONE - TARGET_ZONE  # pixels from a target to the keys, at least
+NEAREST_TARGET = (KEY_ZONE + GAP, 22, KEY_ZONE + GAP + 20, 42)  # its box, in an unmirrored strip
+
+# Results by variant, those of several seeds each
+Results = Mapping[str, Sequence[Mapping]]
+
+
+def write_report(output: Path, docs: Path, seeds: Sequence[int], command: str) -> Path:
+    """Writes ``evidence.md`` and its pictures, with "not run yet" where there is no result.
+
+    Args:
+        output: the folder of all results.
+        docs: where to write.
+        seeds: those of the runs that count.
+        command: by which all is made, named in the text.
+
+    Returns:
+        The path of ``evidence.md``.
+    """
+    docs.mkdir(parents=True, exist_ok=True)
+    parts = [_INTRODUCTION.format(command=command, num_seeds=len(seeds), gap=GAP)]
+    for difficulty, iterations in DIFFICULTIES.items():
+        results = read_results(output, difficulty, seeds)
+        parts.append(f"## {_TITLES[difficulty]}\n\n{iterations} iterations a run.")
+        if any(results.values()):
+            plot_results(results, docs / f"evidence_{difficulty}.png", title=_TITLES[difficulty])
+            parts.append(f"![Curves and accuracies](evidence_{difficulty}.png)")
+            if draw_attention(output, difficulty, seeds, docs / f"attention_{difficulty}.png"):
+                parts.append(_ATTENTION.format(difficulty=difficulty))
+        parts.append(results_table(results, len(seeds)))
+    parts.append(f"## What each model costs and sees\n\n{_COSTS.format(gap=GAP)}")
+    parts.append(costs_table())
+    file = docs / "evidence.md"
+    file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return file
+
+
+def read_results(output: Path, difficulty: str, seeds: Sequence[int]) -> Results:
+    """The results that are there, of these seeds and of the variants as they are now."""
+    return {
+        variant: [
+            result for seed in seeds if (result := Run(difficulty, variant, seed).result(output))
+        ]
+        for variant in VARIANTS
+    }
+
+
+def results_table(results: Results, num_seeds: int) -> str:
+    """A Markdown table, a row for each variant: mean (minimum to maximum) over seeds."""
+    rows = []
+    for name, variant in VARIANTS.items():
+        found = results[name]
+        cells = [_spread([result[key] for result in found]) for key in COLUMNS.values() if found]
+        rows.append((variant.title, f"{len(found)} of {num_seeds}", *(cells or ["not run yet"])))
+    return _markdown(rows, ("model", "seeds", *COLUMNS))
+
+
+def costs_table() -> str:
+    """A Markdown table of each variant's parameters and FLOPs, and of how far it sees."""
+    rows, plain = [], None
+    for name, variant in VARIANTS.items():
+        model = build_model(build_cfg(name, "one_key", seed=0)).eval()
+        distance = reach(model, FAR_CUE_SIZE, NEAREST_TARGET)
+        flops = count_flops(model, largest_input(model, FAR_CUE_SIZE)).total()
+        parameters = count_parameters(model)
+        plain = plain or (parameters, flops)
+        rows.append(
+            (
+                variant.title,
+                f"{parameters:,}",
+                f"{parameters - plain[0]:+,}",
+                f"{flops / 1e6:.1f}",
+                f"{(flops - plain[1]) / 1e6:+.2f}",
+                f"{distance} pixels" if distance < NEAREST_TARGET[0] else "everything",
+            )
+        )
+    return _markdown(rows, ("model", "parameters", "added", "MFLOPs", "added", "sees to"))
+
+
+def plot_results(results: Results, file: Path, *, title: str) -> None:
+    """Target AP over the training, mean and spread over seeds, and each seed's final accuracy."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    curves, points = figure.subplots(1, 2, width_ratios=(3, 2))
+    shown = [name for name in PLOTTED if results[name]]
+    for row, name in enumerate(shown):
+        found, colour = results[name], f"C{PLOTTED.index(name)}"
+        iterations = [0, *(point[0] for point in found[0]["curve"])]
+        values = np.array([[0, *(point[1] for point in result["curve"])] for result in found])
+        label = f"{VARIANTS[name].title} ({len(found)})"
+        curves.plot(iterations, values.mean(axis=0), color=colour, label=label)
+        curves.fill_between(
+            iterations, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15
+        )
+        accuracies = [result["target_accuracy"] for result in found]
+        points.plot(accuracies, [row] * len(found), "o", color=colour, alpha=0.6)
+    curves.set(xlabel="iteration", ylabel="target AP", title=f"{title}: target AP (seeds)")
+    curves.legend(fontsize="small")
+    points.axvline(50, color="grey", linestyle=":")
+    points.set(xlim=(30, 102), xlabel="target accuracy, %", title="each seed; chance is 50 %")
+    points.set_yticks(range(len(shown)), [VARIANTS[name].title for name in shown])
+    points.invert_yaxis()
+    figure.savefig(file, dpi=110)
+
+
+def draw_attention(
+    output: Path, difficulty: str, seeds: Sequence[int], file: Path, *, num_images: int = 4
+) -> bool:
+    """Pictures what the block relates to a target, on validation images.
+
+    Args:
+        file: the PNG to write: a row for each image, with the query, the centre of the image's
+            first target, as a cross, and on the right the same darkened where it is not looked at.
+
+    Returns:
+        Whether there was a trained model to do it with.
+    """
+    runs = [Run(difficulty, name, seed) for name in PICTURED for seed in seeds]
+    run = next((run for run in runs if run.result(output) and run.weights(output).exists()), None)
+    if run is None:
+        return False
+    cfg = run.cfg(output)
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(str(run.weights(output)))
+    rows = []
+    for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:num_images]:
+        image = read_image(record["file_name"], format="BGR")
+        targets = [a for a in record["annotations"] if a["category_id"] + 1 in TARGETS]
+        x, y, width, height = targets[0]["bbox"]
+        centre = x + width / 2, y + height / 2
+        weights = attention(model, image, centre)
+        weights = cv2.resize(weights, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        light = 0.15 + 0.85 * np.abs(weights) / np.abs(weights).max()
+        place = tuple(round(c) for c in centre)
+        marked = cv2.drawMarker(image.copy(), place, (255, 0, 255), cv2.MARKER_CROSS, 14, 2)
+        rows.append(np.hstack([marked, (image * light[..., None]).astype(np.uint8)]))
+    cv2.imwrite(str(file), np.vstack(rows))
+    return True
+
+
+@torch.no_grad()
+def attention(model: nn.Module, image: np.ndarray, point: tuple[float, float]) -> np.ndarray:
+    """The affinity of a point to all keys, float32 (h, w), in the last block of a backbone.
+
+    Args:
+        image: uint8 (H, W, 3), whose height and width the backbone's stride divides.
+        point: (x, y) in pixels.
+    """
+    block = [module for module in model.modules() if isinstance(module, NonLocalBlock)][-1]
+    inputs = []
+    handle = block.register_forward_hook(lambda module, args, z: inputs.append(args[0]))
+    model.backbone(
+        model.preprocess_image([{"image": torch.as_tensor(image.copy()).permute(2, 0, 1)}]).tensor
+    )
+    handle.remove()
+    height, width = inputs[0].shape[2:]
+    column = min(int(point[0] * width / image.shape[1]), width - 1)
+    row = min(int(point[1] * height / image.shape[0]), height - 1)
+    weights = block.affinity(inputs[0], torch.tensor([row * width + column]))[0, 0]
+    if block.sub_sample:
+        height, width = -(-height // 2), -(-width // 2)
+    return weights.reshape(height, width).numpy()
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.1f} ({np.min(values):.1f} to {np.max(values):.1f})"
+
+
+def _markdown(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
+
+
+_TITLES = {"one_key": "One key", "matching_key": "Matching key"}
+
+_INTRODUCTION = """\
+# What non-local blocks are for, measured
+
+This page is written by `{command}`. It generates strips on which the class of what stands at
+one end, the *targets*, is told by what stands at the other end, the *keys*, at least {gap} pixels
+away: farther than the plain model sees. Detectors are trained from random weights on them, with the
+same data, iterations, optimiser and learning rate, in {num_seeds} seeds each, none of which was
+used in choosing any setting. Each cell is the mean over seeds (and the minimum to the maximum).
+
+- *Target accuracy*: of the targets that are found (by a detection that overlaps them with an IoU of
+  0.5 or more), those whose class is right. There are two, so chance is 50 %.
+- *Target AP*, *key AP*: COCO's box AP, mean of the two classes. Keys are told from near by: their
+  AP is the control that a model has learned to see.
+- *Seconds*: of one CPU core, training and evaluations together."""
+
+_ATTENTION = """\
+![Attention of targets](attention_{difficulty}.png)
+
+*Validation images. On the left the query, a target (cross); on the right the same image, as bright
+as the positions that the block in res4 relates to it.*"""
+
+_COSTS = """\
+How far a model sees beyond the border of a target is found by experiment on the built model, its
+RPN and RoI heads included: a column of pixels is set to NaN, which no layer can undo. The keys are
+at least {gap} pixels away."""

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+from nl_detectron.data import builtin, generate
+from nl_detectron.evidence import VARIANTS, Run, report, write_report
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+
+from .test_run import write_result
+
+
+def fill(output, variant, seed, accuracy):
+    curve = [[200, 10.0, 50.0], [400, 30.0 + seed, 80.0]]
+    figures = {"target_AP": 30.0 + seed, "key_AP": 80.0, "targets_found": 90.0, "seconds": 60.0}
+    work = Run("one_key", variant, seed)
+    write_result(work, output, curve=curve, **figures | {"target_accuracy": accuracy})
+
+
+def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "costs_table", lambda: "THE COSTS")
+    for seed, accuracy in ((1, 50.0), (2, 53.0)):
+        fill(tmp_path, "plain", seed, accuracy)
+    fill(tmp_path, "dot_product", 2, 99.0)
+    fill(tmp_path, "dot_product", 9, 0.0)  # of a seed that does not count
+    file = write_report(tmp_path, tmp_path / "docs", [1, 2, 3], "make evidence")
+    text = file.read_text()
+    assert "`make evidence`" in text and "THE COSTS" in text
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    cells = {
+        row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows[1 : len(VARIANTS) + 1]
+    }
+    assert cells["plain"][:3] == ["2 of 3", "51.5 (50.0 to 53.0)", "90.0 (90.0 to 90.0)"]
+    assert cells["plain"][3] == "31.5 (31.0 to 32.0)"
+    assert cells["dot product"][:2] == ["1 of 3", "99.0 (99.0 to 99.0)"]
+    assert cells["Gaussian"][:3] == ["0 of 3", "not run yet", ""]
+    assert text.count("not run yet") == 2 * len(VARIANTS) - 2  # all of the other difficulty, too
+    assert cv2.imread(str(tmp_path / "docs/evidence_one_key.png")) is not None
+    assert not (tmp_path / "docs/evidence_matching_key.png").exists()
+    assert "attention_one_key.png" not in text  # no weights are there
+
+
+@pytest.mark.parametrize("sub_sample", [True, False])
+def test_attention_is_that_of_the_block(sub_sample):
+    cfg = Run("one_key", "embedded_gaussian" if sub_sample else "embedded_gaussian_full", 1).cfg(
+        Path()
+    )
+    model = build_model(cfg).eval()
+    image = np.random.default_rng(0).integers(0, 255, (64, 304, 3), np.uint8)
+    [block] = [m for m in model.modules() if isinstance(m, report.NonLocalBlock)]
+    with torch.no_grad():
+        block.theta.weight.normal_()
+        seen = []
+        block.register_forward_hook(lambda module, args, z: seen.append(args[0]))
+        weights = report.attention(model, image, (303.9, 20.0))
+        expected = block.affinity(seen[0])[0, 1 * 19 + 18]
+    assert weights.shape == ((2, 10) if sub_sample else (4, 19))
+    np.testing.assert_allclose(weights.ravel(), expected.numpy(), rtol=1e-3, atol=1e-6)
+    assert weights.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_attention_is_drawn(tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    generate(folder, kind="far_cue_one_key", num_images=3, seed=5)
+    name = "test_far_cue_one_key_val"
+    builtin.register_generated(name, folder, kind="far_cue_one_key", num_images=3, seed=5)
+    work = Run("one_key", "dot_product", 4)
+    monkeypatch.setattr(report, "DatasetCatalog", {"far_cue_one_key_val": DatasetCatalog.get(name)})
+    try:
+        file = tmp_path / "attention.png"
+        assert not report.draw_attention(tmp_path, "one_key", [4], file)
+        write_result(work, tmp_path)
+        assert not report.draw_attention(tmp_path, "one_key", [4], file)
+        torch.save({"model": build_model(work.cfg(Path())).state_dict()}, work.weights(tmp_path))
+        assert report.draw_attention(tmp_path, "one_key", [4], file, num_images=2)
+    finally:
+        DatasetCatalog.remove(name)
+    assert cv2.imread(str(file)).shape == (2 * 64, 2 * 304, 3)

@@ -1,0 +1,64 @@
+from nl_detectron import NonLocalBlock
+from nl_detectron.analysis import count_flops, count_parameters, largest_input
+from nl_detectron.data.far_cue import FAR_CUE_SIZE
+from nl_detectron.engine.setup import check_model
+from nl_detectron.evidence import DIFFICULTIES, VARIANTS
+from nl_detectron.evidence.variants import build_cfg
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+
+def built(variant):
+    return build_model(build_cfg(variant, "one_key", seed=1)).eval()
+
+
+def costs(variant) -> tuple[int, int]:
+    model = built(variant)
+    return count_parameters(model), count_flops(model, largest_input(model, FAR_CUE_SIZE)).total()
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_all_variants_have_the_same_data_and_schedule(difficulty):
+    cfgs = [build_cfg(variant, difficulty, seed=7) for variant in VARIANTS]
+    for cfg in cfgs:
+        check_model(cfg)
+        assert cfg.DATASETS == cfgs[0].DATASETS and cfg.INPUT == cfgs[0].INPUT
+        assert cfg.SEED == 7 and (f"far_cue_{difficulty}_train",) == cfg.DATASETS.TRAIN
+        solver, first = cfg.SOLVER.clone(), cfgs[0].SOLVER.clone()
+        for node in (solver, first):
+            del node["NON_LOCAL_LR_FACTOR"], node["NON_LOCAL_PAIRWISE_LR_FACTOR"]
+        assert solver == first
+
+
+def test_capacity_controls_cost_at_least_what_a_block_does():
+    one_block = [costs(name) for name in ("embedded_gaussian_full", "concatenation")]
+    for control in ("deeper", "wider"):
+        parameters, flops = costs(control)
+        assert all(parameters >= p and flops >= f for p, f in one_block), control
+    assert costs("deeper")[0] < 1.02 * one_block[0][0]
+
+
+def test_deeper_has_one_more_residual_block_before_the_last():
+    plain, deeper = built("plain").backbone.res4, built("deeper").backbone.res4
+    names = [name for name, _ in deeper.named_children()]
+    assert names == ["0", "1", "2", "3", "4", "4_deeper", "5"]
+    assert len(plain) == 6
+    assert sum(p.numel() for p in deeper[5].parameters()) > 33_000
+
+
+def test_uniform_attention_is_a_global_average():
+    model = built("uniform")
+    [block] = [m for m in model.modules() if isinstance(m, NonLocalBlock)]
+    x = torch.randn(1, block.in_channels, 4, 6)
+    torch.testing.assert_close(block.affinity(x), torch.full((1, 24, 6), 1 / 6))
+    with torch.no_grad():
+        block.out.weight.normal_()
+        added = block(x) - x
+    torch.testing.assert_close(added, added[..., :1, :1].expand_as(added), rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_of_blocks():
+    for name, expected in (("plain", 0), ("deeper", 0), ("gaussian", 1), ("two_blocks", 2)):
+        assert sum(isinstance(m, NonLocalBlock) for m in built(name).modules()) == expected

@@ -1,0 +1,71 @@
+from nl_detectron.data.far_cue import FAR_CUE_SIZE
+from nl_detectron.evidence.report import GAP, NEAREST_TARGET
+from nl_detectron.evidence.variants import build_cfg
+from nl_detectron.receptive_field import reach
+
+import pytest
+from detectron2.modeling import build_model
+
+
+def built(variant="plain", *opts):
+    cfg = build_cfg(variant, "one_key", seed=1)
+    cfg.merge_from_list(list(opts))
+    return build_model(cfg)
+
+
+def analytic_reach(blocks_in_res4: int) -> int:
+    """How far one position of res4 sees, in pixels to either side of its own centre.
+
+    (kernel, stride) of the 7x7 stem, its max-pool, and each 3x3 convolution, the first of a stage
+    with its stride (Araujo et al., Computing Receptive Fields of CNNs).
+    """
+    layers = [(7, 2), (3, 2)] + [(3, 1)] * 3 + [(3, 2)] + [(3, 1)] * 3
+    layers += [(3, 2)] + [(3, 1)] * (blocks_in_res4 - 1)
+    size, jump = 1, 1
+    for kernel, stride in layers:
+        size, jump = size + (kernel - 1) * jump, jump * stride
+    return (size - 1) // 2
+
+
+@pytest.mark.parametrize(("variant", "blocks"), [("plain", 6), ("deeper", 7), ("wider", 6)])
+def test_against_the_formula(variant, blocks):
+    """RoIAlign and the RPN's 3x3 convolution see a position or so beyond those within the box."""
+    seen = reach(built(variant), FAR_CUE_SIZE, NEAREST_TARGET)
+    assert analytic_reach(blocks) <= seen <= analytic_reach(blocks) + 2 * 16
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("variant", ["plain", "deeper", "wider"])
+def test_no_model_without_attention_sees_the_keys(variant, mirrored):
+    """With all heads on, from wherever a target is."""
+    heads = ["MODEL.MASK_ON", True, "MODEL.KEYPOINT_ON", True]
+    heads += ["MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [8]]
+    model = built(variant, *heads)
+    for offset in (0, 15):  # from one cell of res4 to the next
+        x0, y0, x1, y1 = NEAREST_TARGET
+        x0, x1 = x0 + offset, x1 + offset
+        if mirrored:
+            x0, x1 = FAR_CUE_SIZE[1] - x1, FAR_CUE_SIZE[1] - x0
+        assert 0 < reach(model, FAR_CUE_SIZE, (x0, y0, x1, y1)) < GAP + offset
+
+
+@pytest.mark.parametrize("variant", ["uniform", "embedded_gaussian", "dot_product_full"])
+def test_a_non_local_block_sees_everything(variant):
+    assert reach(built(variant), FAR_CUE_SIZE, NEAREST_TARGET) == NEAREST_TARGET[0]
+
+
+def test_each_head_counts():
+    """A pooler that takes more context sees farther."""
+    model = built("plain", "MODEL.MASK_ON", True)
+    plain = reach(model, FAR_CUE_SIZE, NEAREST_TARGET)
+    pooler = model.roi_heads.mask_pooler
+
+    class Wide(type(pooler)):
+        def forward(self, features, boxes):
+            wide = [box.clone() for box in boxes]
+            for box in wide:
+                box.tensor[:, 0] -= 32
+            return super().forward(features, wide)
+
+    pooler.__class__ = Wide
+    assert reach(model, FAR_CUE_SIZE, NEAREST_TARGET) == plain + 32
