@@ -28,7 +28,7 @@ from ..data import FAR_CUE_CLASSES
 from ..engine import Trainer, UsageError
 from ..engine.launch import num_cpu_cores
 from ..visualization import read_metrics
-from .variants import build_cfg
+from .variants import DIFFICULTIES, build_cfg
 
 RESULT = "result.json"
 TARGETS = [i for i, name in enumerate(FAR_CUE_CLASSES, start=1) if name.startswith("target")]
@@ -165,9 +165,9 @@ def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) ->
     """
     missing = [run for run in runs if run.result(output) is None]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already", flush=True)
-    for difficulty in sorted({run.difficulty for run in missing}):
-        for split in ("train", "val"):  # generated here, once, with its own progress bar
-            DatasetCatalog.get(f"far_cue_{difficulty}_{split}")
+    for task in {DIFFICULTIES[run.difficulty] for run in missing}:
+        for name in (*task.train, task.test):  # generated here, once, with its own progress bar
+            DatasetCatalog.get(name)
     workers = min(workers or num_cpu_cores(), max(len(missing), 1))
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes to come, which share the cores
     start, done = time.time(), 0
