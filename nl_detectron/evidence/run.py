@@ -25,10 +25,12 @@ from detectron2.utils.logger import setup_logger
 from pycocotools import mask as mask_util
 
 from ..data import FAR_CUE_CLASSES
+from ..data.generate import VERSION
 from ..engine import Trainer, UsageError
 from ..engine.launch import num_cpu_cores
+from ..model_zoo import get_config_file
 from ..visualization import read_metrics
-from .variants import DIFFICULTIES, build_cfg
+from .variants import CONFIG, DIFFICULTIES, build_cfg, options
 
 RESULT = "result.json"
 TARGETS = [i for i, name in enumerate(FAR_CUE_CLASSES, start=1) if name.startswith("target")]
@@ -58,7 +60,10 @@ class Run:
 
     def fingerprint(self) -> str:
         """By which a result is known to be of these settings."""
-        return hashlib.sha256(self.cfg(Path()).dump().encode()).hexdigest()[:16]
+        config = Path(get_config_file(CONFIG)).read_text(encoding="utf-8")
+        settings = options(self.variant, self.difficulty, self.seed)
+        text = json.dumps([VERSION, config, settings, self.opts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def result(self, output: Path) -> dict | None:
         """What an earlier run with these very settings has found, if there is one."""

@@ -136,15 +136,15 @@ VARIANTS = {
 }
 
 
-def build_cfg(variant: str, difficulty: str, seed: int) -> CfgNode:
-    """The config of a run on the CPU, without its ``OUTPUT_DIR``.
+def options(variant: str, difficulty: str, seed: int) -> dict[str, object]:
+    """What a run sets on top of :data:`CONFIG`, as KEY: value.
 
     Args:
         variant: one of :data:`VARIANTS`.
         difficulty: one of :data:`DIFFICULTIES`.
     """
-    cfg, task = get_config(CONFIG), DIFFICULTIES[difficulty]
-    options = {
+    task = DIFFICULTIES[difficulty]
+    return {
         "MODEL.DEVICE": "cpu",
         "DATASETS.TRAIN": task.train,
         "DATASETS.TEST": (task.test,),
@@ -152,5 +152,11 @@ def build_cfg(variant: str, difficulty: str, seed: int) -> CfgNode:
         "SEED": seed,
         **VARIANTS[variant].options,
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair])
+
+
+def build_cfg(variant: str, difficulty: str, seed: int) -> CfgNode:
+    """The config of a run on the CPU, without its ``OUTPUT_DIR``; see :func:`options`."""
+    cfg = get_config(CONFIG)
+    pairs = options(variant, difficulty, seed).items()
+    cfg.merge_from_list([item for pair in pairs for item in pair])
     return cfg
