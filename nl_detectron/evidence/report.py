@@ -64,7 +64,7 @@ def write_report(output: Path, docs: Path, seeds: Sequence[int], command: str) -
         parts.append(
             f"## {task.title}\n\n{_TASKS[difficulty]}\n{task.iterations} iterations a run."
         )
-        if any(results.values()):
+        if any(results[name] for name in PLOTTED):
             plot_results(results, docs / f"evidence_{difficulty}.png", title=task.title)
             parts.append(f"![Curves and accuracies](evidence_{difficulty}.png)")
             if draw_attention(output, difficulty, seeds, docs / f"attention_{difficulty}.png"):
@@ -249,8 +249,9 @@ _INTRODUCTION = """\
 This page is written by `{command}`. It generates strips on which the class of what stands at
 one end, the *targets*, is told by what stands at the other end, the *keys*, at least {gap} pixels
 away: farther than the plain model sees. Detectors are trained from random weights on them, with the
-same data, iterations, optimiser and learning rate, in {num_seeds} seeds each, none of which was
-used in choosing any setting. Each cell is the mean over seeds (and the minimum to the maximum).
+same data, iterations, optimiser and base learning rate (the factors on it are those of README.md),
+with up to {num_seeds} seeds, none of which was used in choosing any setting. A cell is the mean over
+the seeds that were run (and the minimum to the maximum).
 
 - *Target accuracy*: of the targets that are found (by a detection that overlaps them with an IoU of
   0.5 or more), those whose class is right. There are two, so chance is 50 %.
