@@ -250,8 +250,8 @@ This page is written by `{command}`. It generates strips on which the class of w
 one end, the *targets*, is told by what stands at the other end, the *keys*, at least {gap} pixels
 away: farther than the plain model sees. Detectors are trained from random weights on them, with the
 same data, iterations, optimiser and base learning rate (the factors on it are those of README.md),
-with up to {num_seeds} seeds, none of which was used in choosing any setting. A cell is the mean over
-the seeds that were run (and the minimum to the maximum).
+with up to {num_seeds} seeds, none of which was used in choosing any setting. A cell is the mean
+over the seeds that were run (and the minimum to the maximum).
 
 - *Target accuracy*: of the targets that are found (by a detection that overlaps them with an IoU of
   0.5 or more), those whose class is right. There are two, so chance is 50 %.
