@@ -12,7 +12,7 @@ setup: $(STAMP)
 # The snapshot is only for environments in which no Detectron2 can be imported.
 $(STAMP): $(wildcard requirements/*.txt) setup.py pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements/base.txt
+	$(PIP) -r requirements/base.txt -r requirements/app.txt
 	$(PIP) --no-deps -r requirements/peers.txt
 	$(BIN)/python nl_detectron/_detectron2.py 2>/dev/null || \
 		$(PIP) --no-deps --require-hashes --ignore-requires-python -r requirements/snapshot.txt

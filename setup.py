@@ -35,8 +35,13 @@ setup(
         "matplotlib>=3.6",
         "Pillow>=7.1",
         "packaging",
+        "safetensors>=0.4.2",
         "black",
         "setuptools<81",
     ],
-    extras_require={"dev": ["pytest>=8", "ruff>=0.15"]},
+    extras_require={
+        "app": ["gradio>=6"],  # tools/app.py
+        "track": ["scipy"],  # tools/predict.py --track: Detectron2's trackers import it
+        "dev": ["pytest>=8", "ruff>=0.15", "playwright", "scipy", "supervision"],
+    },
 )

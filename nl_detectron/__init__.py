@@ -3,8 +3,15 @@
 from . import _detectron2 as _  # isort: skip  # first: it makes Detectron2 importable
 from . import data as _  # only registration
 from .config import add_non_local_config
+from .inference import Predictor
 from .layers import NonLocalBlock
 from .modeling import NonLocalKeypointHead, insert_non_local
 
-__all__ = ["NonLocalBlock", "NonLocalKeypointHead", "add_non_local_config", "insert_non_local"]
+__all__ = [
+    "NonLocalBlock",
+    "NonLocalKeypointHead",
+    "Predictor",
+    "add_non_local_config",
+    "insert_non_local",
+]
 __version__ = "0.1.0"

@@ -1,5 +1,6 @@
 """The demo: trains, evaluates and pictures a small model on each generated dataset."""
 
+import contextlib
 import json
 import math
 import os
@@ -10,14 +11,25 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
 from .engine import UsageError, check_cfg, load_cfg
 from .engine.launch import num_cpu_cores
-from .visualization import contact_sheet, draw_predictions, plot_training_curves, read_metrics
+from .inference import Predictor
+from .inference.run import write_image
+from .report import find_chromium, screenshot, write_report
+from .visualization import (
+    contact_sheet,
+    draw_attention_sheet,
+    draw_predictions,
+    plot_training_curves,
+    read_metrics,
+)
 
 SHEET_ROWS = 4  # pictures of each model in predictions.jpg
+ATTENTION_IMAGES = 16  # validation images out of which one is chosen for attention.jpg
 
 
 def run_demo(
@@ -26,7 +38,8 @@ def run_demo(
     """Trains all models side by side, and writes what came of it.
 
     ``output`` then holds ``metrics.json``, ``predictions.jpg`` and for each model a folder with
-    Detectron2's own output, ``curves.png`` and ``predictions/``.
+    Detectron2's own output, ``curves.png``, ``attention.jpg``, ``predictions/`` and
+    ``report.html``, with its picture ``report.jpg`` where Chromium is installed.
 
     Args:
         train_net: the training script.
@@ -55,11 +68,16 @@ def run_demo(
     results, sheet = {}, []
     for name, cfg in cfgs.items():
         folder = output / name
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
-        pictures = draw_predictions(cfg, cfg.DATASETS.TEST[0], folder / "predictions", height=256)
+        dataset = cfg.DATASETS.TEST[0]
+        predictor = Predictor(None, folder / "model_final.pth", device=cfg.MODEL.DEVICE)
+        pictures = draw_predictions(predictor, dataset, folder / "predictions", height=256)
         sheet.append(pictures[:SHEET_ROWS])
+        _draw_attention(predictor, dataset, folder / "attention.jpg")
         plot_training_curves(folder / "metrics.json", folder / "curves.png", title=name)
+        report = write_report(folder, folder / "report.html", device=cfg.MODEL.DEVICE)
+        if find_chromium():
+            with contextlib.suppress(UsageError):  # the report itself is what counts
+                screenshot(report, folder / "report.jpg")
         results[name] = read_results(folder / "metrics.json")
     # One column for each model
     contact_sheet(
@@ -73,7 +91,9 @@ def run_demo(
     print("  metrics.json               the figures above and more")
     print("  predictions.jpg            ground truth beside predictions on validation images")
     for name in configs:
-        print(f"  {name + '/':<26} model_final.pth, curves.png, predictions/, log.txt, events.*")
+        print(f"  {name + '/':<26} what training left, predictions/, curves.png, and")
+        print("    attention.jpg            what the non-local blocks relate")
+        print("    report.html              all of it on a page (report.jpg if there is Chromium)")
     return results
 
 
@@ -97,6 +117,14 @@ def format_results(results: Mapping[str, Mapping[str, Mapping[str, float | None]
         for task, values in tasks.items()
     ]
     return tabulate(rows, headers=("model", "task", *figures), floatfmt=".1f", missingval="-")
+
+
+def _draw_attention(predictor: Predictor, dataset: str, file: Path) -> None:
+    """Draws what the model's blocks relate on the validation image with the surest detections."""
+    records = DatasetCatalog.get(dataset)[:ATTENTION_IMAGES]
+    found = [predictor.attention(record["file_name"]) for record in records]
+    best = max(found, key=lambda attention: attention.instances.scores.sum())
+    write_image(file, draw_attention_sheet(best, predictor.metadata, max_points=2))
 
 
 def _run_side_by_side(commands: Mapping[str, Sequence[str]], output: Path) -> None:

@@ -19,7 +19,12 @@ from .examples import example
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [name for name in model_zoo.list() if name.endswith(".yaml")]
 COCO = [name for name in NAMES if not name.startswith("quick_schedules/")]
-NEW_NODES = ("MODEL.NON_LOCAL.", "SOLVER.OPTIMIZER", "SOLVER.NON_LOCAL_")
+NEW_NODES = (
+    "MODEL.NON_LOCAL.",
+    "SOLVER.OPTIMIZER",
+    "SOLVER.NON_LOCAL_",
+    "SOLVER.CHECKPOINT_SAFETENSORS",
+)
 TEN = [f"res3.{i}" for i in range(4)] + [f"res4.{i}" for i in range(6)]
 # What the names of the configs promise of MODEL.NON_LOCAL
 NON_LOCAL = {
@@ -104,7 +109,7 @@ def test_equals_its_twin_but_for_the_keys_we_mean(name):
     assert difference == expected_difference(name)
     assert not twin_cfg.keys() - flat.keys()
     assert flatten(ours.MODEL.NON_LOCAL) == expected_non_local(name)
-    assert ours.SOLVER.OPTIMIZER == "SGD"
+    assert ours.SOLVER.OPTIMIZER == "SGD" and not ours.SOLVER.CHECKPOINT_SAFETENSORS
     assert ours.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR == ours.SOLVER.NON_LOCAL_LR_FACTOR == 1.0
 
 

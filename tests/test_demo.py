@@ -79,5 +79,7 @@ def test_the_whole_demo(tmp_path, generated_sets):
     for name in results:
         folder = tmp_path / "demo" / name
         assert cv2.imread(str(folder / "curves.png")) is not None
+        assert cv2.imread(str(folder / "attention.jpg")) is not None
+        assert "Attention" in (folder / "report.html").read_text()
         assert len(list((folder / "predictions").glob("*.png"))) == 16
         assert (folder / "model_final.pth").exists() and (folder / "log.txt").exists()

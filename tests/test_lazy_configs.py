@@ -1,15 +1,19 @@
 """Each LazyConfig is the model of the YAML config of its name, weight for weight."""
 
+import re
+
 from nl_detectron import model_zoo
 from nl_detectron.engine import Trainer
 
 import pytest
 import torch
+from detectron2 import model_zoo as detectron2_zoo
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
 from torch import nn
 
 from .examples import example
@@ -34,6 +38,36 @@ def test_there_is_one_for_each_row_of_the_paper():
     rows = [f"mask_rcnn_{r}_FPN_{nl}1x" for r in ("R_50", "R_101", "X_152_32x8d") for nl in NL[:2]]
     rows += [f"keypoint_rcnn_{r}_FPN_{nl}1x" for r in ("R_50", "R_101") for nl in NL]
     assert sorted(name.rpartition("/")[2] for name in NAMES) == sorted(f"{r}.py" for r in rows)
+
+
+def flatten(node: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(node, dict | list):
+        return {prefix: node}
+    flat = {}
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_its_twin_but_for_the_keys_we_mean(name):
+    """The twin is Detectron2's LazyConfig of the R50 baseline, the only one that it has."""
+    twin = re.sub("(R_50|R_101|X_152_32x8d)_FPN(_nl)?(_head)?", "R_50_FPN", name)
+    configs = [zoo.get_config(n) for zoo, n in ((model_zoo, name), (detectron2_zoo, twin))]
+    ours, theirs = (flatten(OmegaConf.to_container(cfg, resolve=False)) for cfg in configs)
+    difference = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    resnet, head = "model.backbone.bottom_up", "model.roi_heads.keypoint_head"
+    expected = set()
+    if "R_101" in name:
+        expected |= {f"{resnet}.stages.depth", "train.init_checkpoint"}
+    if "X_152" in name:
+        expected |= {"train.init_checkpoint"}
+        difference = {key for key in difference if not key.startswith(f"{resnet}.stages.")}
+    if "_nl_" in name and "head" not in name:
+        expected |= {f"{resnet}._target_", f"{resnet}.non_local_after.0"}
+    if "_nl_" in name and "keypoint" in name:
+        expected |= {f"{head}._target_"} | {f"{head}.non_local_after.{i}" for i in range(4)}
+    assert difference == expected
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_trained_weights_are_those_of_detectron2_where_the_config_is():
 def test_gets_a_model_with_the_weights_of_its_config(monkeypatch):
     loaded = []
     monkeypatch.setattr(
-        "nl_detectron.model_zoo.catalog.DetectionCheckpointer.load",
+        "nl_detectron.model_zoo.catalog.NonLocalCheckpointer.load",
         lambda self, path: loaded.append((self.model, path)),
     )
     for name in (ROW, ROW.replace(".yaml", ".py")):

@@ -4,6 +4,7 @@ NL_DETECTRON_COCO_CCBY names a folder with images/, instances.json and person_ke
 COCO's format.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from nl_detectron import insert_non_local
 from nl_detectron.engine import Trainer, check_cfg, load_cfg
 from nl_detectron.visualization import read_metrics
 
+import cv2
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -49,7 +51,7 @@ def args(request, tmp_path):
     MetadataCatalog.remove(name)
 
 
-def test_trains_and_evaluates(args, tmp_path):
+def test_trains_evaluates_and_shows(args, tmp_path, tool):
     small = "INPUT.MIN_SIZE_TRAIN (160,) INPUT.MIN_SIZE_TEST 160 DATALOADER.NUM_WORKERS 0"
     args.opts += small.split()
     args.opts += [
@@ -69,6 +71,28 @@ def test_trains_and_evaluates(args, tmp_path):
     metrics = read_metrics(tmp_path / "metrics.json")[-1]
     tasks = {"bbox", "keypoints" if cfg.MODEL.KEYPOINT_ON else "segm"}
     assert {key.split("/")[0] for key in metrics if key.endswith("/AP")} == tasks
+
+    # The tools on what came of it
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    images = Path(FOLDER, "images")
+    options = ["--weights", tmp_path / "model_final.pth", "--confidence-threshold", "0"]
+    drawings = ["--output", tmp_path / "drawn", "--save-json"]
+    code, out, err = tool("predict", *options, "--input", images, *drawings)
+    count = len(list(images.iterdir()))
+    assert code == 0 and f"{count} written" in out, err
+    results = json.loads((tmp_path / "drawn/coco_instances_results.json").read_text())
+    records = {record["image_id"]: record for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])}
+    assert {result["image_id"] for result in results} >= set(records)
+    for record in records.values():
+        drawn = cv2.imread(str(tmp_path / "drawn" / Path(record["file_name"]).name))
+        assert drawn.shape == (record["height"], record["width"], 3)
+    some = sorted(images.iterdir())[::5]
+    options += ["--input", *some, "--output", tmp_path / "attention"]
+    code, out, err = tool("visualize_attention", *options, "--per-instance", "--max-instances", 1)
+    assert code == 0 and f"{len(some)} written" in out, err
+    code, out, err = tool("report", tmp_path, "--num-images", 3)
+    assert code == 0, err
+    assert 100_000 < (tmp_path / "report.html").stat().st_size < 10_000_000
 
 
 def test_blocks_put_into_a_predictor_change_nothing_at_first(args):

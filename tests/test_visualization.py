@@ -6,6 +6,7 @@ from nl_detectron.visualization import contact_sheet, draw_predictions, plot_tra
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
@@ -18,37 +19,24 @@ def dataset(tmp_path):
     MetadataCatalog.remove("pictured")
 
 
-@pytest.fixture
-def predictor(monkeypatch):
-    """Predicts one sure box in the upper left quarter, and one unsure box, on any image."""
-
-    class Predictor:
-        def __init__(self, cfg):
-            pass
-
-        def __call__(self, image):
-            import torch
-
-            instances = Instances(image.shape[:2])
-            boxes = torch.tensor([[4.0, 4, 60, 60], [70, 70, 120, 120]])
-            instances.pred_boxes = Boxes(boxes)
-            instances.scores = torch.tensor([0.9, 0.2])
-            instances.pred_classes = torch.tensor([0, 0])
-            instances.pred_keypoint_heatmaps = torch.zeros(2, 17, 8, 8)
-            return {"instances": instances}
-
-    monkeypatch.setattr("nl_detectron.visualization.DefaultPredictor", Predictor)
+def predict(image: np.ndarray) -> Instances:
+    """One box in the upper left quarter of any image."""
+    instances = Instances(image.shape[:2])
+    instances.pred_boxes = Boxes(torch.tensor([[4.0, 4, 60, 60]]))
+    instances.scores = torch.tensor([0.9])
+    instances.pred_classes = torch.tensor([0])
+    return instances
 
 
-def test_draws_truth_and_predictions_side_by_side(dataset, predictor, tmp_path):
-    files = draw_predictions(None, dataset, tmp_path / "out", num_images=2, height=256)
+def test_draws_truth_and_predictions_side_by_side(dataset, tmp_path):
+    files = draw_predictions(predict, dataset, tmp_path / "out", num_images=2, height=256)
     assert [file.name for file in files] == ["000001.png", "000002.png"]
     record = DatasetCatalog.get(dataset)[0]
     drawn = cv2.imread(str(files[0])).astype(int)
     assert drawn.shape == (256, 256 + 4 + 256, 3)
     plain = cv2.resize(cv2.imread(record["file_name"]), (256, 256)).astype(int)
     truth, found = abs(drawn[:, :256] - plain).mean(2), abs(drawn[:, 260:] - plain).mean(2)
-    # The truth's mask is drawn over; of the predictions only the sure one is, in its quarter.
+    # The truth's mask is drawn over; the prediction is in its quarter.
     assert truth.mean() > 10
     assert found[:128, :128].mean() > 2 * found[140:, 140:].mean()
     assert (drawn[:, 256:260] == 255).all()

@@ -9,7 +9,7 @@ On a machine without CUDA, --num-gpus is the number of CPU processes.
 
 import argparse
 
-from nl_detectron.engine import launch, usage_errors
+from nl_detectron.engine import argument_parser, launch, usage_errors
 from nl_detectron.engine.lazy import (
     check_lazy_cfg,
     evaluate_weights,
@@ -17,17 +17,20 @@ from nl_detectron.engine.lazy import (
     train,
 )
 
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_setup
 
 
 def main(args: argparse.Namespace):
     cfg = load_lazy_cfg(args)
     default_setup(cfg, args)
-    return evaluate_weights(cfg) if args.eval_only else train(cfg, resume=args.resume)
+    loading = {"trust_checkpoint": args.trust_checkpoint, "allow_missing": args.allow_missing}
+    if args.eval_only:
+        return evaluate_weights(cfg, **loading)
+    return train(cfg, resume=args.resume, **loading)
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
+    arguments = argument_parser().parse_args()
     with usage_errors():
         check_lazy_cfg(load_lazy_cfg(arguments), arguments)
         launch(main, arguments)

@@ -4,7 +4,6 @@ import argparse
 from collections import OrderedDict
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import (
     AMPTrainer,
@@ -20,6 +19,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..checkpoint import NonLocalCheckpointer
 from ..errors import UsageError, did_you_mean
 from .monitor import NonLocalMonitor
 from .setup import (
@@ -81,7 +81,7 @@ def build_model_of(args: argparse.Namespace) -> nn.Module:
     """
     if args.config_file.endswith(".py"):
         cfg = load_lazy_cfg(args)
-        return instantiate(cfg.model).to(cfg.train.device)
+        return _build(cfg)
     cfg = load_cfg(args)
     check_model(cfg)
     return build_model(cfg)
@@ -111,34 +111,59 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> OrderedDict:
     return results
 
 
-def evaluate_weights(cfg: DictConfig) -> OrderedDict:
-    """Loads ``train.init_checkpoint`` and evaluates it (``--eval-only``)."""
-    model = _ddp(instantiate(cfg.model).to(cfg.train.device), cfg)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir)
+def evaluate_weights(
+    cfg: DictConfig, *, trust_checkpoint: bool = False, allow_missing: bool = False
+) -> OrderedDict:
+    """Loads ``train.init_checkpoint`` and evaluates it (``--eval-only``).
+
+    Raises:
+        CheckpointError: if a tensor is not in the checkpoint, unless ``allow_missing`` is set.
+    """
+    model = _ddp(_build(cfg), cfg)
+    checkpointer = NonLocalCheckpointer(
+        model,
+        cfg.train.output_dir,
+        complete=True,
+        trust=trust_checkpoint,
+        allow_missing=allow_missing,
+    )
     checkpointer.load(cfg.train.init_checkpoint)
     log_start(checkpointer, cfg.train.init_checkpoint, cfg.train.device, False)
     return evaluate(cfg, model)
 
 
-def train(cfg: DictConfig, *, resume: bool) -> TrainerBase:
+def train(
+    cfg: DictConfig, *, resume: bool, trust_checkpoint: bool = False, allow_missing: bool = False
+) -> TrainerBase:
     """Trains ``model`` for ``train.max_iter`` iterations, with evaluations on the way.
 
     Args:
         cfg: with the nodes model, dataloader, optimizer, lr_multiplier and train of Detectron2's
             LazyConfigs.
         resume: go on from the last checkpoint in ``train.output_dir``, if there is one.
+        trust_checkpoint, allow_missing: ``trust`` and ``allow_missing`` of
+            :class:`NonLocalCheckpointer`.
 
     Returns:
         The trainer, its training done.
+
+    Raises:
+        UsageError: if the model cannot be built.
     """
     options = cfg.train
-    model = instantiate(cfg.model).to(options.device)
+    model = _build(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     model = _ddp(model, cfg, **options.ddp)
     loop = AMPTrainer if options.amp.enabled else SimpleTrainer
     trainer = loop(model, instantiate(cfg.dataloader.train), optimizer)
-    checkpointer = DetectionCheckpointer(model, options.output_dir, trainer=trainer)
+    checkpointer = NonLocalCheckpointer(
+        model,
+        options.output_dir,
+        trust=trust_checkpoint,
+        allow_missing=allow_missing,
+        trainer=trainer,
+    )
 
     trainer.register_hooks(
         [
@@ -162,6 +187,13 @@ def train(cfg: DictConfig, *, resume: bool) -> TrainerBase:
     log_start(checkpointer, options.init_checkpoint, options.device, resume, start)
     trainer.train(start, options.max_iter)
     return trainer
+
+
+def _build(cfg: DictConfig) -> nn.Module:
+    try:
+        return instantiate(cfg.model).to(cfg.train.device)
+    except ValueError as error:  # such as a place for a block that is not there
+        raise UsageError(f"the model of the config cannot be built: {error}") from error
 
 
 def _ddp(model: nn.Module, cfg: DictConfig, **options: object) -> nn.Module:

@@ -7,9 +7,12 @@ import re
 import tempfile
 from urllib.parse import urlparse
 
+import detectron2
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.utils.file_io import PathManager
 
@@ -37,6 +40,22 @@ DATASET_PATHS = (
 )
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's command line for training, and what to do about checkpoints."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="run what the files of weights and configs tell to: only for files of your own",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="go on with weights that do not fit the model, after a table of what was loaded",
+    )
+    return parser
+
+
 def load_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of ``--config-file`` and the trailing ``KEY VALUE`` opts, frozen.
 
@@ -44,8 +63,9 @@ def load_cfg(args: argparse.Namespace) -> CfgNode:
     opts say otherwise.
 
     Args:
-        args: as parsed by :func:`detectron2.engine.default_argument_parser`. Where ``config_file``
-            is a name of :mod:`nl_detectron.model_zoo`, the path of that config takes its place.
+        args: as parsed by :func:`argument_parser`, or by Detectron2's default_argument_parser.
+            Where ``config_file`` is a name of :mod:`nl_detectron.model_zoo`, the path of that
+            config takes its place.
 
     Raises:
         UsageError: if the file or a key does not exist, or a value has the wrong type.
@@ -103,9 +123,15 @@ def _merge(cfg: CfgNode, args: argparse.Namespace) -> None:
     source = args.config_file
     try:
         if args.config_file:
-            cfg.merge_from_file(args.config_file)
+            trust = getattr(args, "trust_checkpoint", False) or _is_detectron2s(args.config_file)
+            cfg.merge_from_file(args.config_file, allow_unsafe=trust)
         source = "the command line"
         cfg.merge_from_list(args.opts or [])
+    except yaml.constructor.ConstructorError as error:
+        raise UsageError(
+            f"the config {source} is not loaded: {' '.join(str(error).split())}. Such a tag could "
+            "run any code; write the value out, or, if you trust the file, use --trust-checkpoint"
+        ) from error
     except Exception as error:  # yacs and PyYAML raise KeyError, ValueError, AssertionError, ...
         text = error.args[0] if isinstance(error, KeyError) else error  # str() would quote it
         message = " ".join(str(text).split())
@@ -113,6 +139,13 @@ def _merge(cfg: CfgNode, args: argparse.Namespace) -> None:
             *path, key = unknown[1].split(".")
             message += did_you_mean(key, _keys(cfg, path))
         raise UsageError(f"cannot read the config from {source}: {message}") from error
+
+
+def _is_detectron2s(config_file: str) -> bool:
+    """Whether a config is one that is installed with Detectron2, and as trusted as its code."""
+    package = os.path.dirname(detectron2.__file__)
+    configs = os.path.realpath(os.path.join(package, "model_zoo", "configs"))
+    return os.path.realpath(config_file).startswith(configs + os.sep)
 
 
 def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:

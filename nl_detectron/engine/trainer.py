@@ -2,6 +2,7 @@
 
 import logging
 import os
+import weakref
 from collections import OrderedDict
 from functools import partial
 from unittest import mock
@@ -28,6 +29,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint import NonLocalCheckpointer
 from ..solver import build_optimizer
 from .monitor import NonLocalMonitor
 
@@ -80,7 +82,15 @@ def build_evaluator(
 class Trainer(DefaultTrainer):
     """Trains and evaluates as Detectron2's ``tools/train_net.py`` does, on GPUs or on CPUs."""
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(
+        self, cfg: CfgNode, *, trust_checkpoint: bool = False, allow_missing: bool = False
+    ):
+        """
+        Args:
+            trust_checkpoint, allow_missing: ``trust`` and ``allow_missing`` of
+                :class:`NonLocalCheckpointer`.
+        """
+        self._loading = {"trust": trust_checkpoint, "allow_missing": allow_missing}
         if torch.device(cfg.MODEL.DEVICE).type != "cpu":
             super().__init__(cfg)
             return
@@ -101,6 +111,15 @@ class Trainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[hooks.HookBase]:
+        # The last step of super().__init__(), whose own checkpointer no hook has yet.
+        self.checkpointer = NonLocalCheckpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            cfg=self.cfg,
+            safetensors=self.cfg.SOLVER.CHECKPOINT_SAFETENSORS,
+            trainer=weakref.proxy(self),
+            **self._loading,
+        )
         ret = super().build_hooks()
         ret.insert(0, NonLocalMonitor(self.model))  # before the hook that writes what it found
         if self.cfg.TEST.AUG.ENABLED:
@@ -118,10 +137,28 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder)
 
     @classmethod
-    def evaluate(cls, cfg: CfgNode, *, resume: bool) -> OrderedDict:
-        """Loads the weights and evaluates them on ``DATASETS.TEST`` (``--eval-only``)."""
+    def evaluate(
+        cls,
+        cfg: CfgNode,
+        *,
+        resume: bool,
+        trust_checkpoint: bool = False,
+        allow_missing: bool = False,
+    ) -> OrderedDict:
+        """Loads the weights and evaluates them on ``DATASETS.TEST`` (``--eval-only``).
+
+        Raises:
+            CheckpointError: if a tensor is not in the checkpoint, unless ``allow_missing`` is set.
+        """
         model = cls.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = NonLocalCheckpointer(
+            model,
+            save_dir=cfg.OUTPUT_DIR,
+            complete=True,
+            cfg=cfg,
+            trust=trust_checkpoint,
+            allow_missing=allow_missing,
+        )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         log_start(checkpointer, cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, resume)
         results = cls.test(cfg, model)

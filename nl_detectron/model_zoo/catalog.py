@@ -4,12 +4,12 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
 
+from ..checkpoint import NonLocalCheckpointer
 from ..config import add_non_local_config
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -100,5 +100,5 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     else:
         model, weights = instantiate(cfg.model), cfg.train.init_checkpoint
         model.to(device or cfg.train.device)
-    DetectionCheckpointer(model).load(weights)
+    NonLocalCheckpointer(model).load(weights)
     return model

@@ -1,3 +1,4 @@
+from .anchor_generator import RoundedAnchorGenerator
 from .backbone import (
     build_non_local_resnet_backbone,
     build_non_local_resnet_fpn_backbone,
@@ -9,6 +10,7 @@ from .keypoint_head import NonLocalKeypointHead
 
 __all__ = [
     "NonLocalKeypointHead",
+    "RoundedAnchorGenerator",
     "build_non_local_resnet_backbone",
     "build_non_local_resnet_fpn_backbone",
     "build_non_local_retinanet_resnet_fpn_backbone",

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nl_detectron.checkpoint import CheckpointError
 from nl_detectron.engine import UsageError, build_model_of, check_lazy_cfg, load_lazy_cfg
 from nl_detectron.engine.lazy import evaluate_weights, train
 
@@ -76,6 +77,19 @@ def test_trains_evaluates_and_resumes(config, tmp_path, log):
     weights = f"train.init_checkpoint={output / 'model_final.pth'}"
     results = evaluate_weights(load(config, output, weights))
     assert results["bbox"]["AP"] == last_metrics(output)["bbox/AP"]
+
+    # weights without the block: fine to start from, not to be evaluated as if they had it
+    content = torch.load(output / "model_final.pth", weights_only=True)
+    stock = {name: w for name, w in content["model"].items() if ".nl" not in name}
+    torch.save({"model": stock}, output / "stock.pth")
+    weights = f"train.init_checkpoint={output / 'stock.pth'}"
+    with pytest.raises(CheckpointError, match="non-local tensors are missing"):
+        evaluate_weights(load(config, output, weights))
+    train(load(config, output, weights, "train.max_iter=1"), resume=False)
+    del stock["backbone.fpn_lateral2.weight"]
+    torch.save({"model": stock}, output / "stock.pth")
+    with pytest.raises(CheckpointError, match=r"1 tensors are missing \(backbone.fpn_lateral2"):
+        train(load(config, output, weights, "train.max_iter=1"), resume=False)
 
 
 @pytest.mark.slow
@@ -153,6 +167,12 @@ def test_refuses_files_that_are_no_lazy_config(name, content, message, tmp_path)
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=message):
         load_lazy_cfg(parse(str(tmp_path / name)))
+
+
+def test_refuses_places_that_the_model_does_not_have():
+    place = "model.backbone.bottom_up.non_local_after=[res4.6]"
+    with pytest.raises(UsageError, match="no residual block 'res4.6'.*res4.0 to res4.5"):
+        build_model_of(parse(ZOO, place))
 
 
 def test_names_of_the_zoo_and_their_models():

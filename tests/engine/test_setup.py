@@ -1,6 +1,6 @@
 import argparse
 
-from nl_detectron.engine import UsageError, check_cfg, load_cfg, usage_errors
+from nl_detectron.engine import UsageError, argument_parser, check_cfg, load_cfg, usage_errors
 
 import pytest
 import torch
@@ -196,3 +196,29 @@ def test_exit_code_is_2(capsys):
     with pytest.raises(SystemExit) as exit, usage_errors():
         raise UsageError("so and so")
     assert exit.value.code == 2 and capsys.readouterr().err == "error: so and so\n"
+
+
+TAGGED = 'OUTPUT_DIR: !!python/object/apply:os.system ["touch created"]\n'
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_a_config_runs_nothing(tmp_path, base):
+    path = tmp_path / "evil.yaml"
+    path.write_text(TAGGED)
+    if base:
+        path = tmp_path / "leaf.yaml"
+        path.write_text("_BASE_: evil.yaml\n")
+    with pytest.raises(UsageError, match="object/apply:os.system.*--trust-checkpoint") as error:
+        load_cfg(parse("--config-file", str(path)))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "created").exists()
+    trusting = argument_parser().parse_args(["--config-file", str(path), "--trust-checkpoint"])
+    with pytest.raises(UsageError):  # what it has run gives no folder
+        load_cfg(trusting)
+    assert (tmp_path / "created").exists()
+
+
+def test_configs_of_detectron2_are_trusted_as_its_code_is():
+    config = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    cfg = load_cfg(parse("--config-file", config))
+    assert len(cfg.MODEL.ANCHOR_GENERATOR.SIZES) == 5

@@ -1,8 +1,10 @@
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
 from nl_detectron.engine import Trainer, build_evaluator, load_cfg
 
 import pytest
@@ -178,3 +180,65 @@ def test_the_training_script_refuses_in_one_line(tmp_path):
     assert result.returncode == 2
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: --config-file nowhere.yaml does not exist, and nowhere.yaml is")
+
+
+def test_weights_that_do_not_fit(small_sets, tmp_path):
+    """A model without blocks starts the training of one with, and does not pass for one."""
+    stock = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone", "TEST.EVAL_PERIOD", "0")
+    cfg = quick_cfg("shapes", small_sets, tmp_path, *stock, "SOLVER.CHECKPOINT_SAFETENSORS", "True")
+    model = Trainer.build_model(cfg)
+    NonLocalCheckpointer(model, str(tmp_path), cfg=cfg).save("stock")
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "stock.pth"))
+    cfg = quick_cfg("shapes", small_sets, tmp_path, *weights)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    assert trainer.checkpointer.report.new_non_local
+    with pytest.raises(CheckpointError, match="non-local tensors are missing"):
+        Trainer.evaluate(cfg, resume=False)
+    assert "bbox" in Trainer.evaluate(cfg, resume=False, allow_missing=True)
+
+
+def test_a_finished_model_is_fine_tuned_with_a_block(small_sets, tmp_path):
+    """From a file as Detectron2's zoo has them to a non-local model that is evaluated."""
+    stock = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
+    model = Trainer.build_model(quick_cfg("shapes", small_sets, tmp_path, *stock))
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    zoo = tmp_path / "model_final_f10217.pkl"
+    zoo.write_bytes(pickle.dumps({"model": weights, "__author__": "Detectron2 Model Zoo"}))
+    start = ("MODEL.WEIGHTS", str(zoo), "TEST.EVAL_PERIOD", "0")
+    trainer = Trainer(quick_cfg("shapes", small_sets, tmp_path, *start))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert trainer.model.backbone.bottom_up.res4.nl4.out.weight.abs().max() > 0
+    end = ("MODEL.WEIGHTS", str(tmp_path / "model_final.pth"))
+    assert "bbox" in Trainer.evaluate(quick_cfg("shapes", small_sets, tmp_path, *end), resume=False)
+
+
+def test_the_last_checkpoint_of_a_training_holds_its_config(small_sets, tmp_path):
+    safetensors = ("SOLVER.CHECKPOINT_SAFETENSORS", "True", "TEST.EVAL_PERIOD", "0")
+    cfg = quick_cfg("shapes", small_sets, tmp_path, *safetensors, "SOLVER.MAX_ITER", "1")
+    Trainer(cfg).train()
+    for name in ("model_final.pth", "model_final.safetensors"):
+        assert read_config(str(tmp_path / name)) == cfg.dump()
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "model_final.safetensors"))
+    assert "bbox" in Trainer.evaluate(
+        quick_cfg("shapes", small_sets, tmp_path, *weights), resume=False
+    )
+
+
+@pytest.mark.slow
+@needs_two_cores
+@pytest.mark.parametrize("processes", [1, 2])
+def test_weights_that_do_not_fit_end_the_script_in_one_line(tmp_path, generated_sets, processes):
+    torch.save({"model": {"w": torch.ones(1)}}, tmp_path / "other.pth")
+    opts = ("MODEL.WEIGHTS", tmp_path / "other.pth", "OUTPUT_DIR", tmp_path / "output")
+    opts += ("DATASETS.TRAIN", "('shapes_val',)", "SOLVER.IMS_PER_BATCH", 2)
+    arguments = ("--config-file", CONFIG_FILES["shapes"], "--num-gpus", processes)
+    command = (TOOLS / "train_net.py", *arguments, "--dist-url", "auto", *opts)
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], env=generated_sets, capture_output=True, text=True
+    )
+    assert result.returncode == 2, result.stderr[-2000:]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "error: the weights do not fit the model: no tensor in it fits the model" in errors[0]
+    assert "Traceback" not in result.stderr

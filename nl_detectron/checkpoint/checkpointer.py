@@ -1,0 +1,163 @@
+"""Detectron2's DetectionCheckpointer: safe in what it reads, strict in what it loads."""
+
+import json
+import logging
+import os
+from typing import Any
+from urllib.parse import parse_qs
+
+import detectron2
+import yaml
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from torch import nn
+
+from .download import local_copy
+from .matching import match_names
+from .reading import (
+    CheckpointError,
+    as_detectron2,
+    as_tensors,
+    caffe2_to_detectron2,
+    read_checkpoint,
+)
+from .report import LoadReport, classify
+from .writing import AtomicPathManager, versions, write_safetensors
+
+# below the logger that Detectron2 sets up, whatever the name it is installed under
+logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
+
+
+class NonLocalCheckpointer(DetectionCheckpointer):
+    """Loads and saves as Detectron2 does, for any model, except that
+
+    - reading a file executes nothing of it (see :func:`read_checkpoint`), and a downloaded file is
+      checked against the digest that its name or our list states;
+    - ``.safetensors`` files load, too;
+    - each load logs one table (:class:`LoadReport`, then in ``report``), and a load that leaves
+      the model half pretrained is an error;
+    - names are matched by :func:`match_names`, never to another layer;
+    - a file is written in one step, with the config and the versions inside.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        trust: bool = False,
+        allow_missing: bool = False,
+        complete: bool = False,
+        cfg: CfgNode | None = None,
+        safetensors: bool = False,
+        **checkpointables: Any,
+    ):
+        """
+        Args:
+            save_dir, save_to_disk, checkpointables: see :class:`DetectionCheckpointer`.
+            trust: execute what a pickle names when it is loaded.
+            allow_missing: go on after any load; the report is logged all the same.
+            complete: every tensor must come from the file, as for an evaluation. Otherwise, as
+                for training, new blocks may start at zero and, when the file holds a pretrained
+                ResNet alone, all other parts at random. To resume, every tensor must be there.
+            cfg: saved with the weights, see :func:`read_config`, and compared with the config in a
+                file that is loaded.
+            safetensors: save the weights as ``.safetensors``, too.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.path_manager = AtomicPathManager(self.path_manager)
+        self.trust = trust
+        self.allow_missing = allow_missing
+        self.complete = complete
+        self.cfg = cfg
+        self.safetensors = safetensors
+        self.report: LoadReport | None = None
+        self._must_be_complete = complete
+        self._query: dict[str, list[str]] = {}
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """As :meth:`DetectionCheckpointer.load`.
+
+        Raises:
+            CheckpointError: if the file is not there, not safe or not what it should be, or if the
+                model would be left half loaded.
+        """
+        self.report = None
+        if not path:
+            return super().load(path, checkpointables)
+        address, _, query = path.partition("?")
+        local_copy(self.path_manager, address, trust=self.trust)
+        resumes = checkpointables is None and bool(self.checkpointables)
+        self._must_be_complete = self.complete or resumes
+        self._query = parse_qs(query)
+        try:
+            content = super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None  # which super() leaves when it fails
+        self._compare_blocks(content.get("config"))
+        return content
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As :meth:`Checkpointer.save`, with the config as YAML text and the versions inside."""
+        about: dict[str, Any] = {"versions": versions()}
+        if self.cfg is not None:
+            about["config"] = self.cfg.dump()
+        super().save(name, **about, **kwargs)
+        if self.safetensors and self.save_dir and self.save_to_disk:
+            path = os.path.join(self.save_dir, f"{name}.safetensors")
+            about["versions"] = json.dumps(about["versions"])
+            write_safetensors(path, self.model.state_dict(), about)
+
+    def _compare_blocks(self, stored: object) -> None:
+        """Warns of what blocks compute otherwise than in training, which no tensor shows."""
+        if self.cfg is None or not isinstance(stored, str):
+            return
+        try:
+            trained = yaml.safe_load(stored)["MODEL"]["NON_LOCAL"]
+        except (yaml.YAMLError, KeyError, TypeError):
+            return  # of a model without blocks, or not of ours
+        for key, value in self.cfg.MODEL.NON_LOCAL.items():
+            if key in ("PAIRWISE", "SUB_SAMPLE", "USE_SCALE") and trained.get(key, value) != value:
+                logger.warning(
+                    f"The weights were trained with MODEL.NON_LOCAL.{key} {trained[key]}, but the "
+                    f"config has {value}: blocks do not compute what they have learned"
+                )
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        # None of Detectron2's own readers, which unpickle, is called.
+        content = as_detectron2(read_checkpoint(filename, trust=self.trust), filename)
+        if filename.endswith((".pkl", ".pyth")):
+            return content
+        query = dict(self._query)
+        if query.pop("matching_heuristics", ["False"]) == ["True"]:
+            content["matching_heuristics"] = True
+        if query:
+            raise CheckpointError(
+                f"{filename}: unknown {', '.join(query)} after the question mark; there is only "
+                "matching_heuristics=True"
+            )
+        return content
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        checkpoint["model"] = as_tensors(checkpoint["model"])
+        if checkpoint.pop("matching_heuristics", False):
+            weights = caffe2_to_detectron2(checkpoint)
+            checkpoint["model"] = match_names(self.model.state_dict(), weights)
+        weights = checkpoint["model"]  # whose names super() changes in place
+        incompatible = super()._load_model(checkpoint)
+        self.report = classify(self.model, weights, *incompatible)
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        logger.info(f"Loaded tensors:\n{self.report}")
+        problem = self.report.problem(complete=self._must_be_complete)
+        if problem is None:
+            return
+        if self.allow_missing:
+            logger.warning(f"Going on as --allow-missing says, although {problem}")
+            return
+        raise CheckpointError(
+            f"the weights do not fit the model: {problem}. The log has a table of all; "
+            "--allow-missing goes on all the same"
+        )

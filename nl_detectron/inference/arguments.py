@@ -1,0 +1,59 @@
+"""The command-line arguments of every tool that runs a trained model."""
+
+import argparse
+
+import torch
+
+from .predictor import Predictor
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds which model to run, and how, with the names of Detectron2's demo."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint")
+    group.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="a path or a name of the model zoo; by default what is kept with the weights",
+    )
+    group.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="run what the files of weights and config tell to: only for files of your own",
+    )
+    group.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="leave out what is less sure, 0 to 1 (default: %(default)s)",
+    )
+    group.add_argument("--classes", nargs="+", metavar="NAME", help="keep only these classes")
+    group.add_argument("--device", help="cuda or cpu; by default CUDA where there is a GPU")
+    group.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="config options, KEY VALUE ..."
+    )
+
+
+def predictor_from(args: argparse.Namespace) -> Predictor:
+    """The model that :func:`add_model_arguments`' arguments name; says on what it runs.
+
+    Raises:
+        UsageError: see :class:`Predictor`.
+    """
+    predictor = Predictor(
+        args.config_file,
+        args.weights,
+        device=args.device,
+        confidence_threshold=args.confidence_threshold,
+        classes=args.classes,
+        opts=args.opts,
+        trust=args.trust_checkpoint,
+    )
+    device = str(predictor.device)
+    if predictor.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(predictor.device)})"
+    elif args.device is None:
+        device += " (PyTorch sees no CUDA device)"
+    print(f"Running {args.weights} on {device}", flush=True)
+    return predictor

@@ -1,0 +1,279 @@
+"""What the non-local blocks of a model relate to query points of an image (paper, fig. 3).
+
+Only the asked rows of the affinity are computed, never the matrix of all pairs of positions.
+
+Shape shorthand in this module:
+    H, W: the block's input map
+    h, w: the map of its keys: H, W or, where they are sub-sampled, half of it, rounded up
+    R: detected instances, whose 14x14 grids are the maps of blocks in the keypoint head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from detectron2.modeling.backbone import ResNet
+from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from ..engine import UsageError
+from ..layers import NonLocalBlock
+
+if TYPE_CHECKING:
+    from .predictor import Predictor
+
+# Their rows are distributions over the keys; those of the other two functions are not.
+DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """The affinity of one query point to all keys of one block.
+
+    Attributes:
+        point: the index of the query point.
+        block: the block's name in the model, such as ``backbone.bottom_up.res4.nl4``.
+        pairwise: its pairwise function.
+        query: the point, (x, y) in the image's pixels.
+        weights: float32 (h, w).
+        x_edges: where the columns of keys begin and end in the image, in pixels, (w + 1,). They can
+            lie beyond the image, in what was padded.
+        y_edges: the same of the rows, (h + 1,).
+        instance: the index of the detected instance on whose grid a keypoint head's block works.
+    """
+
+    point: int
+    block: str
+    pairwise: str
+    query: tuple[float, float]
+    weights: np.ndarray
+    x_edges: np.ndarray
+    y_edges: np.ndarray
+    instance: int | None = None
+
+    @property
+    def is_distribution(self) -> bool:
+        """Whether the weights are positive and sum to 1; they are signed otherwise."""
+        return self.pairwise in DISTRIBUTIONS
+
+    def strongest(
+        self, k: int, image_size: tuple[int, int] | None = None
+    ) -> list[tuple[float, float, float]]:
+        """The k keys of the largest weights, by falling weight.
+
+        Args:
+            image_size: (H, W); keys whose centre is outside, in the padding, are left out.
+
+        Returns:
+            x and y of each key's centre in the image's pixels, and its weight.
+        """
+        xs, ys = (edges[:-1] / 2 + edges[1:] / 2 for edges in (self.x_edges, self.y_edges))
+        found = []
+        for index in np.argsort(-self.weights, axis=None, kind="stable"):
+            row, column = np.unravel_index(index, self.weights.shape)
+            x, y = float(xs[column]), float(ys[row])
+            if image_size is None or (0 <= x < image_size[1] and 0 <= y < image_size[0]):
+                found.append((x, y, float(self.weights[row, column])))
+            if len(found) == k:
+                break
+        return found
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention of all blocks to all query points of an image.
+
+    Attributes:
+        image: uint8 (H, W, 3) BGR.
+        instances: what was detected.
+        points: the query points.
+        blocks: names of the model's non-local blocks, in the order in which they run.
+        maps: for each point, one for each block that has it. A block in the keypoint head has
+            those points only that are in the box of a detected instance.
+    """
+
+    image: np.ndarray
+    instances: Instances
+    points: list[tuple[float, float]]
+    blocks: list[str]
+    maps: list[AttentionMap]
+
+    def of(self, point: int, block: str) -> AttentionMap | None:
+        """The map of a point, by its index, and a block; None where there is none."""
+        return next((m for m in self.maps if m.point == point and m.block == block), None)
+
+
+def attention(
+    predictor: Predictor,
+    image: np.ndarray | str | Path,
+    points: Sequence[tuple[float, float]] | None = None,
+) -> Attention:
+    """The affinity of query points to all keys, for each non-local block of the model.
+
+    Args:
+        image: uint8 (H, W, 3) BGR, or a path.
+        points: (x, y) in the image's pixels; by default the centre of each detected instance's
+            box.
+
+    Raises:
+        UsageError: if the model has no non-local block, the image cannot be read, or a point is
+            outside of it.
+    """
+    check_has_blocks(predictor.model)
+    image = predictor.load(image)
+    check_points(points or (), image)
+    with _trace(predictor.model) as trace:
+        instances = predictor(image)
+    rois = []
+    if instances.has("roi"):  # where there is a keypoint head
+        rois = instances.roi.tolist()
+        instances.remove("roi")
+    if points is None:
+        points = [(x, y) for x, y in instances.pred_boxes.get_centers().tolist()]
+        owners = dict(enumerate(range(len(points))))
+    else:
+        found = ((i, _instance_at(point, instances)) for i, point in enumerate(points))
+        owners = {i: owner for i, owner in found if owner is not None}
+
+    queries = dict(enumerate(points))
+    scale = np.divide(predictor.input_size(image), image.shape[:2])
+    maps = []
+    for name, (block, x) in trace.inputs.items():
+        if name not in trace.roi_blocks:
+            stride = _stride(predictor.model, block) or trace.padded / np.array(x.shape[2:])
+            y_edges, x_edges = (
+                np.arange(size + 1) * step / factor
+                for size, step, factor in zip(x.shape[2:], stride, scale, strict=True)
+            )
+            maps += _look(name, block, x, queries, x_edges, y_edges)
+            continue
+        for point, owner in owners.items():
+            x0, y0, x1, y1 = instances.pred_boxes.tensor[owner].tolist()
+            y_edges = np.linspace(y0, y1, x.shape[2] + 1)
+            x_edges = np.linspace(x0, x1, x.shape[3] + 1)
+            roi = x[rois[owner] : rois[owner] + 1]
+            query = {point: queries[point]}
+            maps += _look(name, block, roi, query, x_edges, y_edges, instance=owner)
+    return Attention(image, instances, list(points), list(trace.inputs), maps)
+
+
+def check_has_blocks(model: nn.Module) -> None:
+    """Raises a UsageError if a model has no non-local block."""
+    if not any(isinstance(module, NonLocalBlock) for module in model.modules()):
+        raise UsageError("this model has no non-local blocks, so there is no attention to look at")
+
+
+def check_points(points: Sequence[tuple[float, float]], image: np.ndarray) -> None:
+    """Raises a UsageError that names the first point outside the image (H, W, 3)."""
+    height, width = image.shape[:2]
+    for x, y in points:
+        if not (0 <= x < width and 0 <= y < height):
+            raise UsageError(
+                f"point {x:g},{y:g} is outside the image, whose x is from 0 to {width - 1} and y "
+                f"from 0 to {height - 1}"
+            )
+
+
+@dataclass
+class _Trace:
+    """What passes through a model while it predicts on one image."""
+
+    inputs: dict[str, tuple[NonLocalBlock, Tensor]] = field(default_factory=dict)
+    roi_blocks: set[str] = field(default_factory=set)  # those within a keypoint head
+    padded: np.ndarray | None = None  # (H, W) of the backbone's input
+
+
+@contextmanager
+def _trace(model: nn.Module) -> Iterator[_Trace]:
+    trace = _Trace()
+
+    def hook_block(name: str, block: NonLocalBlock):
+        def hook(_, args):
+            trace.inputs[name] = (block, args[0].detach())
+
+        return block.register_forward_pre_hook(hook)
+
+    def see_backbone(_, args):
+        trace.padded = np.array(args[0].shape[2:])
+
+    def number_rois(_, args):
+        # Passed on to the instances that the model returns, from which some may be missing.
+        args[1][0].roi = torch.arange(len(args[1][0]), device=args[0].device)
+
+    hooks = [model.backbone.register_forward_pre_hook(see_backbone)]
+    for prefix, module in model.named_modules():
+        if isinstance(module, NonLocalBlock):
+            hooks.append(hook_block(prefix, module))
+        elif isinstance(module, BaseKeypointRCNNHead):
+            hooks.append(module.register_forward_pre_hook(number_rois))
+            trace.roi_blocks |= {
+                f"{prefix}.{name}"
+                for name, child in module.named_modules()
+                if isinstance(child, NonLocalBlock)
+            }
+    try:
+        yield trace
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _look(
+    name: str,
+    block: NonLocalBlock,
+    x: Tensor,
+    queries: Mapping[int, tuple[float, float]],
+    x_edges: np.ndarray,
+    y_edges: np.ndarray,
+    *,
+    instance: int | None = None,
+) -> list[AttentionMap]:
+    """The rows of the affinity of x (1, C, H, W), whose cells have these edges, for points."""
+    cells = [
+        _cell(y_edges, row) * x.shape[3] + _cell(x_edges, column)
+        for column, row in queries.values()
+    ]
+    with torch.no_grad():
+        rows = block.affinity(x, torch.tensor(cells, dtype=torch.int64, device=x.device))[0]
+    if block.sub_sample:
+        # A key is the maximum over 2x2 positions, or fewer at an odd end.
+        x_edges, y_edges = (np.append(e[:-1:2], e[-1]) for e in (x_edges, y_edges))
+    rows = rows.float().cpu().numpy().reshape(-1, len(y_edges) - 1, len(x_edges) - 1)
+    return [
+        AttentionMap(point, name, block.pairwise, query, weights, x_edges, y_edges, instance)
+        for (point, query), weights in zip(queries.items(), rows, strict=True)
+    ]
+
+
+def _cell(edges: np.ndarray, position: float) -> int:
+    """The index of the cell in which a position is; that of the nearest one if it is in none."""
+    return int(np.clip(np.searchsorted(edges, position, side="right") - 1, 0, len(edges) - 2))
+
+
+def _stride(model: nn.Module, block: NonLocalBlock) -> tuple[int, int] | None:
+    """Pixels of the model's input a step of the block's map, (y, x); None outside a ResNet.
+
+    Not the quotient of the sizes, which is off where a convolution has rounded an odd size up.
+    """
+    for resnet in (module for module in model.modules() if isinstance(module, ResNet)):
+        stride = resnet.stem.stride
+        for child in (child for stage in resnet.stages for child in stage):
+            if child is block:
+                return stride, stride
+            stride *= child.stride
+    return None
+
+
+def _instance_at(point: tuple[float, float], instances: Instances) -> int | None:
+    """The surest instance in whose box a point is."""
+    x0, y0, x1, y1 = instances.pred_boxes.tensor.T
+    x, y = point
+    inside = (x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1)
+    return int(inside.nonzero()[0]) if inside.any() else None

@@ -1,0 +1,246 @@
+"""A trained model as one call: an image in, Detectron2's Instances out."""
+
+import argparse
+import copy
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.engine import DefaultPredictor
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from torch import nn
+
+from ..checkpoint import NonLocalCheckpointer, read_config
+from ..engine import load_cfg
+from ..errors import UsageError, did_you_mean
+from .attention import Attention, attention
+from .images import ImageError, read_image
+
+if TYPE_CHECKING:
+    import supervision
+
+
+class Predictor:
+    """Detects, segments and finds keypoints with a trained model.
+
+    >>> predictor = Predictor("configs/mine.yaml", "output/model_final.pth")
+    >>> instances = predictor("image.jpg")
+
+    Attributes:
+        cfg: the model's config.
+        model: in evaluation mode, on ``device``.
+        class_names: by class index.
+        metadata: what :class:`detectron2.utils.visualizer.Visualizer` needs to draw.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | CfgNode | None,
+        weights: str | Path,
+        *,
+        device: str | None = None,
+        confidence_threshold: float = 0.5,
+        classes: Sequence[str] | None = None,
+        opts: Sequence[str] = (),
+        trust: bool = False,
+    ):
+        """
+        Args:
+            config: a config, its file or name in our model zoo, or None for the one that is kept
+                with the weights.
+            weights: a checkpoint's path, or an address that Detectron2 resolves.
+            device: by default CUDA where there is a GPU, else the CPU.
+            confidence_threshold: instances with lower scores are left out; 0 to 1.
+            classes: names of the classes to keep; by default all.
+            opts: ``KEY VALUE`` pairs that override the config.
+            trust: execute what the files of weights and config tell to; see
+                :class:`NonLocalCheckpointer`.
+
+        Raises:
+            UsageError: naming the argument that cannot work; a checkpoint that leaves any part of
+                the model without weights, too.
+        """
+        check_threshold(confidence_threshold)
+        weights = str(weights)
+        if not urlparse(weights).scheme and not os.path.isfile(weights):
+            raise UsageError(f"--weights {weights} does not exist")
+        if isinstance(config, CfgNode):
+            cfg = config.clone()
+            cfg.defrost()
+            cfg.merge_from_list(list(opts))
+        else:
+            cfg = _load_cfg(config, weights, opts, trust)
+            cfg.defrost()
+        cfg.MODEL.DEVICE = resolve_device(device)
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = confidence_threshold
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = confidence_threshold
+        cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = confidence_threshold
+        cfg.MODEL.WEIGHTS = ""  # not loaded by DefaultPredictor, which unpickles
+        cfg.freeze()
+        self.cfg = cfg
+        self.metadata = _metadata(cfg)
+        self.class_names: list[str] = self.metadata.thing_classes
+        self.kept = _class_indices(classes, self.class_names) if classes else None
+        self._predict = DefaultPredictor(cfg)
+        self.model: nn.Module = self._predict.model
+        NonLocalCheckpointer(self.model, complete=True, trust=trust).load(weights)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def __call__(self, image: np.ndarray | str | Path) -> Instances:
+        """
+        Args:
+            image: uint8 (H, W, 3) in BGR order, as OpenCV reads, or a path.
+
+        Returns:
+            N instances in the image's pixels, on the CPU, by falling score: ``pred_boxes``,
+            ``scores`` and ``pred_classes``, with a mask head ``pred_masks`` (bool (N, H, W)), with
+            a keypoint head ``pred_keypoints`` ((N, K, 3): x, y and score).
+
+        Raises:
+            UsageError: if the image cannot be read or is no image the model can take.
+        """
+        image = self.load(image)
+        outputs = self._predict(image)
+        if "instances" not in outputs:
+            raise UsageError(f"{self.cfg.MODEL.META_ARCHITECTURE} models predict no instances")
+        instances = outputs["instances"].to("cpu")
+        if instances.has("pred_keypoint_heatmaps"):
+            instances.remove("pred_keypoint_heatmaps")  # large, and only of use in training
+        if self.kept is not None:
+            instances = instances[torch.isin(instances.pred_classes, torch.tensor(self.kept))]
+        return instances
+
+    def attention(
+        self,
+        image: np.ndarray | str | Path,
+        points: Sequence[tuple[float, float]] | None = None,
+    ) -> Attention:
+        """What each non-local block relates to query points; see :func:`.attention.attention`."""
+        return attention(self, image, points)
+
+    def load(self, image: np.ndarray | str | Path) -> np.ndarray:
+        """The image as an array that the model can take; see :meth:`__call__`."""
+        name = "the image"
+        if not isinstance(image, np.ndarray):
+            name, image = str(image), read_image(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(
+                f"{name} must be uint8 (H, W, 3) in BGR order, got {image.dtype} {image.shape}"
+            )
+        if 0 in image.shape or min(self.input_size(image)) < 1:
+            height, width = image.shape[:2]
+            raise ImageError(f"{name} of {width} x {height} pixels is too thin for the model")
+        return image
+
+    def input_size(self, image: np.ndarray) -> tuple[int, int]:
+        """(H, W) to which the model's input is resized; padding comes after it."""
+        height, width = image.shape[:2]
+        size = self.cfg.INPUT.MIN_SIZE_TEST
+        if size == 0:
+            return height, width
+        return self._predict.aug.get_output_shape(height, width, size, self.cfg.INPUT.MAX_SIZE_TEST)
+
+    def to_coco(self, instances: Instances, image_id: int = 1) -> list[dict]:
+        """Instances as results in COCO's format, which pycocotools' ``loadRes`` takes.
+
+        Category ids are those of the dataset where its annotations have been loaded (as they are
+        for COCO itself), elsewhere class index + 1.
+        """
+        results = instances_to_coco_json(copy.deepcopy(instances), image_id)  # it moves keypoints
+        ids = self.metadata.get("thing_dataset_id_to_contiguous_id", {})
+        category_ids = {index: category for category, index in ids.items()}
+        for result in results:
+            index = result["category_id"]
+            result["category_id"] = category_ids.get(index, index + 1)
+        return results
+
+    def to_supervision(self, instances: Instances) -> "supervision.Detections":
+        """Instances as ``supervision.Detections``, with ``class_name`` in its data.
+
+        Raises:
+            UsageError: if the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError:
+            raise UsageError(
+                "supervision is not installed; install it with: pip install supervision"
+            ) from None
+        detections = supervision.Detections.from_detectron2({"instances": instances})
+        names = [self.class_names[index] for index in instances.pred_classes]
+        detections.data["class_name"] = np.array(names, dtype=str)
+        return detections
+
+
+def check_threshold(value: float) -> None:
+    """Raises a UsageError unless the value is a score."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"--confidence-threshold must be from 0 to 1, got {value:g}")
+
+
+def resolve_device(device: str | None) -> str:
+    """The device asked for, or CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        UsageError: if there is no such device here.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UsageError(f"--device {device!r} is no device; use cuda or cpu") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {device}: PyTorch sees no CUDA device here; use cpu")
+    return device
+
+
+def _load_cfg(config: str | Path | None, weights: str, opts: Sequence[str], trust: bool) -> CfgNode:
+    """The config of a model: the file given, or else what is kept with the weights."""
+    args = argparse.Namespace(opts=list(opts), trust_checkpoint=trust)
+    if config is not None:
+        args.config_file = str(config)
+        return load_cfg(args)
+    text = read_config(weights, trust=trust)
+    if text is None:
+        raise UsageError(
+            f"which config are {weights} of? Give --config-file: there is none inside the file, "
+            "nor a config.yaml beside it, where training writes it"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"config of {Path(weights).name}")
+        file.write_text(text, encoding="utf-8")
+        args.config_file = str(file)
+        return load_cfg(args)
+
+
+def _metadata(cfg: CfgNode) -> Metadata:
+    """The metadata of the config's dataset, with a name for each of the model's classes."""
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    known = MetadataCatalog.get(names[0]).as_dict() if names else {}
+    node = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    classes = list(known.get("thing_classes", []))[: cfg.MODEL[node].NUM_CLASSES]
+    # A dataset that only the training script registers is not known here.
+    classes += [f"class {i}" for i in range(len(classes), cfg.MODEL[node].NUM_CLASSES)]
+    return Metadata(**{**known, "thing_classes": classes})
+
+
+def _class_indices(classes: Sequence[str], names: Sequence[str]) -> list[int]:
+    for name in classes:
+        if name not in names:
+            few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            hint = did_you_mean(name, names) or f"; it has {few}"
+            raise UsageError(f"--classes {name!r} is no class of this model{hint}")
+    return [names.index(name) for name in classes]

@@ -1,0 +1,85 @@
+import contextlib
+import io
+import json
+import math
+
+from nl_detectron.data import generate
+from nl_detectron.report.evaluation import evaluate
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory) -> COCO:
+    folder = tmp_path_factory.mktemp("set") / "people"
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(generate(folder, kind="people", num_images=12, seed=5)))
+
+
+def results_of(truth: COCO, *, jitter: float) -> list[dict]:
+    """The truth as predictions, the further from it the higher the image's id."""
+    rng = np.random.default_rng(0)
+    results = []
+    for annotation in truth.dataset["annotations"]:
+        noise = jitter * annotation["image_id"]
+        box = np.array(annotation["bbox"]) + rng.normal(0, noise, 4)
+        points = np.array(annotation["keypoints"], float).reshape(-1, 3)
+        points[:, :2] += rng.normal(0, noise, (len(points), 2))
+        results.append(
+            {key: annotation[key] for key in ("image_id", "category_id", "segmentation")}
+            | {"bbox": np.maximum(box, 1).tolist(), "keypoints": points.ravel().tolist()}
+            | {"score": float(rng.uniform(0.6, 1))}
+        )
+    return results
+
+
+def test_figures_are_those_of_pycocotools(truth):
+    results = results_of(truth, jitter=0.5)
+    found = {task.task: task for task in evaluate(truth, results)}
+    assert set(found) == {"bbox", "segm", "keypoints"}
+    for task, names in (
+        ("bbox", ("AP", "AP50", "AP75", "APs", "APm", "APl")),
+        ("keypoints", ("AP", "AP50", "AP75", "APm", "APl")),
+    ):
+        with contextlib.redirect_stdout(io.StringIO()):
+            expected = COCOeval(truth, truth.loadRes(json.loads(json.dumps(results))), task)
+            expected.evaluate()
+            expected.accumulate()
+            expected.summarize()
+        assert list(found[task].overall) == list(names)
+        for name, value in zip(names, expected.stats, strict=False):
+            actual = found[task].overall[name]
+            assert math.isnan(actual) if value == -1 else actual == pytest.approx(100 * value)
+        assert found[task].per_class == {"person": pytest.approx(100 * expected.stats[0])}
+        assert 20 < found[task].overall["AP"] < 95
+    # The masks are the truth's own, and areas are those of the masks.
+    assert found["segm"].overall["AP"] == pytest.approx(100)
+    assert found["segm"].precision.shape == (10, 101, 1)
+
+
+def test_quality_ranks_images(truth):
+    results = results_of(truth, jitter=0)
+    spoiled, missed = 3, 7
+    for result in results:
+        if result["image_id"] == spoiled:
+            result["bbox"] = [0, 0, 2, 2]
+    results = [result for result in results if result["image_id"] != missed]
+    extra = next(result for result in results if result["image_id"] == 1)
+    results.append({**extra, "bbox": [0, 0, 9, 9]})
+    results.append({**extra, "image_id": 2, "bbox": [0, 0, 9, 9], "score": 0.3})  # not sure
+    quality = evaluate(truth, results)[0].quality
+    assert set(quality) == set(range(1, 13))
+    assert quality[spoiled] == quality[missed] == 0
+    count = len(truth.getAnnIds(imgIds=[1]))
+    assert quality[1] == pytest.approx(2 * count / (2 * count + 1))
+    assert quality[2] == 1
+
+
+def test_sigmas(truth):
+    results = results_of(truth, jitter=1)
+    strict = evaluate(truth, results, kpt_oks_sigmas=[0.001] * 17)[-1]
+    loose = evaluate(truth, results, kpt_oks_sigmas=[0.5] * 17)[-1]
+    assert strict.overall["AP"] < 5 and loose.overall["AP"] > 95

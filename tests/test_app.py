@@ -1,0 +1,129 @@
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytest.importorskip("gradio", reason="Gradio is not installed: pip install nl-detectron[app]")
+
+
+@pytest.fixture(scope="module")
+def server(weights):
+    """The address of tools/app.py, running, with both models."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(ROOT / "tools/app.py"), "--port", str(port), "--device", "cpu"]
+    command += ["--weights", str(weights["people"]), str(weights["shapes"])]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+    )
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if found := re.search(r"running on.*(http://\S+)", line, re.IGNORECASE):
+            break
+    else:
+        pytest.fail("".join(printed)[-4000:])
+    yield found[1]
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def page(browser, server):
+    page = browser.new_page(viewport={"width": 1200, "height": 1400})
+    page.troubles, page.requested = [], []
+    page.on("pageerror", lambda error: page.troubles.append(str(error)))
+    page.on(
+        "console",
+        lambda message: page.troubles.append(message.text) if message.type == "error" else None,
+    )
+    page.on("request", lambda request: page.requested.append(request.url))
+    page.goto(server)
+    page.wait_for_selector("#image input[type=file]", state="attached")
+    yield page
+    page.close()
+
+
+def shown(page, selector: str) -> np.ndarray:
+    """What a picture on the page shows, as the browser has it."""
+    page.wait_for_function(
+        "s => { const i = document.querySelector(s); return i && i.complete && i.naturalWidth; }",
+        arg=selector,
+        timeout=60_000,
+    )
+    source = page.eval_on_selector(selector, "image => image.src")
+    data = page.request.get(source).body()
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+
+
+@pytest.mark.slow
+def test_upload_click_and_see_the_heat_map(page, picture, server):
+    assert server.startswith("http://127.0.0.1:")
+    page.set_input_files("#image input[type=file]", str(picture))
+    page.locator("#threshold, input[type=number]").first.wait_for()
+    drawn = shown(page, "#detections img")
+    assert drawn.shape[:2] == (533, 800)
+    page.wait_for_selector("#summary >> text=Found:")
+    # A point at three quarters of the width and a quarter of the height: 90,20 in the image
+    box = page.locator("#detections img").bounding_box()
+    page.mouse.click(box["x"] + 0.75 * box["width"], box["y"] + 0.25 * box["height"])
+    heat = shown(page, "#attention img")
+    assert heat.shape[0] > 300 and heat.std() > 20
+    # The query is marked where the click was: three quarters to the right within the heat map.
+    cyan = (heat[:, :, 0] > 230) & (heat[:, :, 1] > 230) & (heat[:, :, 2] < 60)
+    ys, xs = np.nonzero(cyan)
+    ink = np.flatnonzero((heat < 250).any(2).mean(0) > 0.5)
+    right = ink[np.flatnonzero(np.diff(ink, append=10**6) > 1)[0]]
+    assert (xs.mean() - ink[0]) / (right - ink[0]) == pytest.approx(0.75, abs=0.03)
+    assert page.locator("#attention >> text=backbone.bottom_up.res4.nl4").count() >= 1
+    # Nothing is loaded from elsewhere, and nothing went wrong.
+    elsewhere = [url for url in page.requested if not url.startswith((server, "data:", "blob:"))]
+    assert elsewhere == [] and page.troubles == []
+    screenshot = page.screenshot()
+    assert cv2.imdecode(np.frombuffer(screenshot, np.uint8), cv2.IMREAD_COLOR).std() > 15
+
+
+@pytest.mark.slow
+def test_another_model_draws_anew(page, picture):
+    page.set_input_files("#image input[type=file]", str(picture))
+    shown(page, "#detections img")
+    before = page.eval_on_selector("#detections img", "image => image.src")
+    page.get_by_label("Model").click()
+    page.get_by_role("option").nth(1).click()
+    page.wait_for_function(
+        "before => document.querySelector('#detections img').src != before", arg=before
+    )
+    shown(page, "#detections img")
+
+
+@pytest.mark.slow
+def test_what_is_no_image_is_named(page, tmp_path):
+    file = tmp_path / "text.jpg"
+    file.write_text("no image")
+    page.set_input_files("#image input[type=file]", str(file))
+    page.wait_for_selector("text=/text.jpg is no image that Pillow or OpenCV can read/")
+
+
+def test_it_says_what_is_missing(tool, weights, monkeypatch):
+    code, _, err = tool("app", "--weights", "nowhere.pth")
+    assert code == 2 and "nowhere.pth does not exist" in err
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "nl_detectron.app", raising=False)
+    code, _, err = tool("app", "--weights", weights["shapes"])
+    assert code == 2 and "pip install nl-detectron[app]" in err
+
+
+def test_a_taken_port_is_named(tool, weights):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = tool("app", "--weights", weights["shapes"], "--port", port)
+    assert code == 2 and f"cannot serve at 127.0.0.1:{port}" in err

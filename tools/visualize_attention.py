@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""Draws what a model's non-local blocks relate: the attention of points of an image.
+
+    python tools/visualize_attention.py --weights output/demo/people/model_final.pth \\
+        --input images/ --output attention --per-instance
+
+For each image there is one picture of all blocks side by side, and a folder with one for each.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nl_detectron.engine import usage_errors
+from nl_detectron.inference import (
+    add_model_arguments,
+    attention_files,
+    find_inputs,
+    predictor_from,
+)
+
+
+def point(text: str) -> tuple[float, float]:
+    x, y = text.split(",")
+    return float(x), float(y)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    queries = parser.add_mutually_exclusive_group(required=True)
+    queries.add_argument(
+        "--point", type=point, action="append", metavar="X,Y", help="in pixels; may be repeated"
+    )
+    queries.add_argument(
+        "--per-instance", action="store_true", help="the centre of each detected instance"
+    )
+    parser.add_argument(
+        "--max-instances",
+        type=int,
+        default=5,
+        metavar="N",
+        help="the surest (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--strongest", type=int, default=10, metavar="K", help="arrows (default: %(default)s)"
+    )
+    parser.add_argument("--resume", action="store_true", help="skip what has been written already")
+    add_model_arguments(parser)
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> int:
+    inputs = find_inputs(args.input, exclude=args.output)
+    summary = attention_files(
+        predictor_from(args),
+        inputs,
+        args.output,
+        args.point,
+        strongest=args.strongest,
+        max_points=args.max_instances,
+        resume=args.resume,
+    )
+    return summary.report(args.output)
+
+
+if __name__ == "__main__":
+    with usage_errors():
+        sys.exit(main(parse_args()))
