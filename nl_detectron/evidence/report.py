@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
@@ -15,6 +14,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..analysis import count_flops, count_parameters, largest_input
+from ..checkpoint import NonLocalCheckpointer
 from ..data.far_cue import FAR_CUE_SIZE, KEY_ZONE, TARGET_ZONE
 from ..layers import NonLocalBlock
 from ..receptive_field import reach
@@ -185,7 +185,7 @@ def draw_attention(
         return False
     cfg = run.cfg(output)
     model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(str(run.weights(output)))
+    NonLocalCheckpointer(model).load(str(run.weights(output)))
     rows = []
     for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:num_images]:
         image = read_image(record["file_name"], format="BGR")
