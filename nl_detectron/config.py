@@ -34,8 +34,8 @@ def add_non_local_config(cfg: CfgNode) -> None:
     # Save the weights of each checkpoint as .safetensors, too, beside the .pth that --resume needs
     cfg.SOLVER.CHECKPOINT_SAFETENSORS = False
     # Factor on the learning rate of the layers of the pairwise function f in each non-local block:
-    # theta, phi and w_f. From scratch with AdamW the two exponential forms want less than 1, since
-    # their attention collapses otherwise.
+    # theta, phi and w_f. From scratch with AdamW the embedded Gaussian wants less than 1, such as
+    # 0.03, since its attention collapses otherwise.
     cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR = 1.0
     # The same of the block's other layers: g, out and norm
     cfg.SOLVER.NON_LOCAL_LR_FACTOR = 1.0

@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
@@ -15,9 +14,11 @@ from tabulate import tabulate
 from torch import nn
 
 from ..analysis import count_flops, count_parameters, largest_input
+from ..checkpoint import NonLocalCheckpointer
 from ..data.far_cue import FAR_CUE_SIZE, KEY_ZONE, TARGET_ZONE
 from ..layers import NonLocalBlock
 from ..receptive_field import reach
+from ..visualization import read_metrics
 from .run import TARGETS, Run
 from .variants import DIFFICULTIES, VARIANTS, build_cfg
 
@@ -32,9 +33,13 @@ PLOTTED = (
     *("plain", "deeper", "wider", "uniform"),
     *("embedded_gaussian", "dot_product", "gaussian", "concatenation"),
 )
+# Those whose attention is a distribution, and is learned
+WITH_ENTROPY = ("embedded_gaussian", "one_rate", "gaussian")
 PICTURED = ("embedded_gaussian_full", "embedded_gaussian", "dot_product")  # the first one there is
 GAP = FAR_CUE_SIZE[1] - KEY_ZONE - TARGET_ZONE  # pixels from a target to the keys, at least
 NEAREST_TARGET = (KEY_ZONE + GAP, 22, KEY_ZONE + GAP + 20, 42)  # its box, in an unmirrored strip
+
+ENTROPY = "non_local/res4.nl4/entropy"
 
 # Results by variant, those of several seeds each
 Results = Mapping[str, Sequence[Mapping]]
@@ -54,15 +59,19 @@ def write_report(output: Path, docs: Path, seeds: Sequence[int], command: str) -
     """
     docs.mkdir(parents=True, exist_ok=True)
     parts = [_INTRODUCTION.format(command=command, num_seeds=len(seeds), gap=GAP)]
-    for difficulty, iterations in DIFFICULTIES.items():
+    for difficulty, task in DIFFICULTIES.items():
         results = read_results(output, difficulty, seeds)
-        parts.append(f"## {_TITLES[difficulty]}\n\n{iterations} iterations a run.")
-        if any(results.values()):
-            plot_results(results, docs / f"evidence_{difficulty}.png", title=_TITLES[difficulty])
+        parts.append(
+            f"## {task.title}\n\n{_TASKS[difficulty]}\n{task.iterations} iterations a run."
+        )
+        if any(results[name] for name in PLOTTED):
+            plot_results(results, docs / f"evidence_{difficulty}.png", title=task.title)
             parts.append(f"![Curves and accuracies](evidence_{difficulty}.png)")
             if draw_attention(output, difficulty, seeds, docs / f"attention_{difficulty}.png"):
                 parts.append(_ATTENTION.format(difficulty=difficulty))
         parts.append(results_table(results, len(seeds)))
+        if plot_entropy(output, difficulty, seeds, docs / f"entropy_{difficulty}.png"):
+            parts.append(_ENTROPY.format(difficulty=difficulty))
     parts.append(f"## What each model costs and sees\n\n{_COSTS.format(gap=GAP)}")
     parts.append(costs_table())
     file = docs / "evidence.md"
@@ -137,6 +146,27 @@ def plot_results(results: Results, file: Path, *, title: str) -> None:
     figure.savefig(file, dpi=110)
 
 
+def plot_entropy(output: Path, difficulty: str, seeds: Sequence[int], file: Path) -> bool:
+    """Plots the attention's entropy over the training, a line for each seed, if there is any."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for i, name in enumerate(WITH_ENTROPY):
+        label = VARIANTS[name].title
+        for run in (Run(difficulty, name, seed) for seed in seeds):
+            if run.result(output) is None:
+                continue
+            records = read_metrics(run.folder(output) / "metrics.json")
+            points = [(r["iteration"], r[ENTROPY]) for r in records if ENTROPY in r]
+            axes.plot(*zip(*points, strict=True), color=f"C{i}", linewidth=1, label=label)
+            label = None  # one entry in the legend for all seeds
+    if not axes.lines:
+        return False
+    axes.set(xlabel="iteration", ylabel="entropy / log M", ylim=(-0.02, 1.02))
+    axes.legend(fontsize="small")
+    figure.savefig(file, dpi=110)
+    return True
+
+
 def draw_attention(
     output: Path, difficulty: str, seeds: Sequence[int], file: Path, *, num_images: int = 4
 ) -> bool:
@@ -155,7 +185,7 @@ def draw_attention(
         return False
     cfg = run.cfg(output)
     model = build_model(cfg).eval()
-    DetectionCheckpointer(model).load(str(run.weights(output)))
+    NonLocalCheckpointer(model).load(str(run.weights(output)))
     rows = []
     for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:num_images]:
         image = read_image(record["file_name"], format="BGR")
@@ -204,7 +234,14 @@ def _markdown(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
 
 
-_TITLES = {"one_key": "One key", "matching_key": "Matching key"}
+_TASKS = {
+    "one_key": """\
+There is one key, red or green, which tells the class of all targets.""",
+    "matching_key": """\
+There are always a red and a green key, with cores of different colours. A target is of the class of
+the key whose core has the target's colour, so that the average of the keys tells nothing. Half of
+the training images are those of the other task; none of the tested ones are.""",
+}
 
 _INTRODUCTION = """\
 # What non-local blocks are for, measured
@@ -212,8 +249,9 @@ _INTRODUCTION = """\
 This page is written by `{command}`. It generates strips on which the class of what stands at
 one end, the *targets*, is told by what stands at the other end, the *keys*, at least {gap} pixels
 away: farther than the plain model sees. Detectors are trained from random weights on them, with the
-same data, iterations, optimiser and learning rate, in {num_seeds} seeds each, none of which was
-used in choosing any setting. Each cell is the mean over seeds (and the minimum to the maximum).
+same data, iterations, optimiser and base learning rate (the factors on it are those of README.md),
+with up to {num_seeds} seeds, none of which was used in choosing any setting. A cell is the mean
+over the seeds that were run (and the minimum to the maximum).
 
 - *Target accuracy*: of the targets that are found (by a detection that overlaps them with an IoU of
   0.5 or more), those whose class is right. There are two, so chance is 50 %.
@@ -226,6 +264,13 @@ _ATTENTION = """\
 
 *Validation images. On the left the query, a target (cross); on the right the same image, as bright
 as the positions that the block in res4 relates to it.*"""
+
+_ENTROPY = """\
+![Entropy of attention](entropy_{difficulty}.png)
+
+*The entropy of the block's attention during training, 1 for uniform attention and 0 for attention
+to a single position. With one learning rate for all layers, AdamW collapses the embedded Gaussian's
+within the first iterations.*"""
 
 _COSTS = """\
 How far a model sees beyond the border of a target is found by experiment on the built model, its

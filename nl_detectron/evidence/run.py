@@ -25,10 +25,12 @@ from detectron2.utils.logger import setup_logger
 from pycocotools import mask as mask_util
 
 from ..data import FAR_CUE_CLASSES
+from ..data.generate import VERSION
 from ..engine import Trainer, UsageError
 from ..engine.launch import num_cpu_cores
+from ..model_zoo import get_config_file
 from ..visualization import read_metrics
-from .variants import build_cfg
+from .variants import CONFIG, DIFFICULTIES, build_cfg, options
 
 RESULT = "result.json"
 TARGETS = [i for i, name in enumerate(FAR_CUE_CLASSES, start=1) if name.startswith("target")]
@@ -58,7 +60,10 @@ class Run:
 
     def fingerprint(self) -> str:
         """By which a result is known to be of these settings."""
-        return hashlib.sha256(self.cfg(Path()).dump().encode()).hexdigest()[:16]
+        config = Path(get_config_file(CONFIG)).read_text(encoding="utf-8")
+        settings = options(self.variant, self.difficulty, self.seed)
+        text = json.dumps([VERSION, config, settings, self.opts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def result(self, output: Path) -> dict | None:
         """What an earlier run with these very settings has found, if there is one."""
@@ -165,9 +170,9 @@ def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) ->
     """
     missing = [run for run in runs if run.result(output) is None]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already", flush=True)
-    for difficulty in sorted({run.difficulty for run in missing}):
-        for split in ("train", "val"):  # generated here, once, with its own progress bar
-            DatasetCatalog.get(f"far_cue_{difficulty}_{split}")
+    for task in {DIFFICULTIES[run.difficulty] for run in missing}:
+        for name in (*task.train, task.test):  # generated here, once, with its own progress bar
+            DatasetCatalog.get(name)
     workers = min(workers or num_cpu_cores(), max(len(missing), 1))
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes to come, which share the cores
     start, done = time.time(), 0

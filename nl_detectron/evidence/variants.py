@@ -14,7 +14,28 @@ from ..modeling.backbone import build_non_local_resnet_backbone
 from ..modeling.insertion import insert_after
 
 CONFIG = "quick_schedules/Base-Far-Cue.yaml"
-DIFFICULTIES = {"one_key": 400, "matching_key": 900}  # with the iterations of each
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """A task: its title, the datasets that train and test on it, and for how many iterations."""
+
+    title: str
+    train: tuple[str, ...]
+    test: str
+    iterations: int
+
+
+DIFFICULTIES = {
+    "one_key": Difficulty("One key", ("far_cue_one_key_train",), "far_cue_one_key_val", 400),
+    # Half of the training images have one key, from which it is learned that keys matter at all.
+    "matching_key": Difficulty(
+        "Matching key",
+        ("far_cue_one_key_train", "far_cue_matching_key_train"),
+        "far_cue_matching_key_val",
+        900,
+    ),
+}
 
 # The bottleneck channels with which a residual block has at least the parameters and FLOPs of any
 # one non-local block at its place in the model of CONFIG
@@ -115,21 +136,27 @@ VARIANTS = {
 }
 
 
-def build_cfg(variant: str, difficulty: str, seed: int) -> CfgNode:
-    """The config of a run on the CPU, without its ``OUTPUT_DIR``.
+def options(variant: str, difficulty: str, seed: int) -> dict[str, object]:
+    """What a run sets on top of :data:`CONFIG`, as KEY: value.
 
     Args:
         variant: one of :data:`VARIANTS`.
         difficulty: one of :data:`DIFFICULTIES`.
     """
-    cfg = get_config(CONFIG)
-    options = {
+    task = DIFFICULTIES[difficulty]
+    return {
         "MODEL.DEVICE": "cpu",
-        "DATASETS.TRAIN": (f"far_cue_{difficulty}_train",),
-        "DATASETS.TEST": (f"far_cue_{difficulty}_val",),
-        "SOLVER.MAX_ITER": DIFFICULTIES[difficulty],
+        "DATASETS.TRAIN": task.train,
+        "DATASETS.TEST": (task.test,),
+        "SOLVER.MAX_ITER": task.iterations,
         "SEED": seed,
         **VARIANTS[variant].options,
     }
-    cfg.merge_from_list([item for pair in options.items() for item in pair])
+
+
+def build_cfg(variant: str, difficulty: str, seed: int) -> CfgNode:
+    """The config of a run on the CPU, without its ``OUTPUT_DIR``; see :func:`options`."""
+    cfg = get_config(CONFIG)
+    pairs = options(variant, difficulty, seed).items()
+    cfg.merge_from_list([item for pair in pairs for item in pair])
     return cfg

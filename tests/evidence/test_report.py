@@ -25,6 +25,9 @@ def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
     for seed, accuracy in ((1, 50.0), (2, 53.0)):
         fill(tmp_path, "plain", seed, accuracy)
     fill(tmp_path, "dot_product", 2, 99.0)
+    fill(tmp_path, "one_rate", 3, 60.0)
+    metrics = Run("one_key", "one_rate", 3).folder(tmp_path) / "metrics.json"
+    metrics.write_text(f'{{"iteration": 19, "{report.ENTROPY}": 0.5}}\n{{"iteration": 39}}\n')
     fill(tmp_path, "dot_product", 9, 0.0)  # of a seed that does not count
     file = write_report(tmp_path, tmp_path / "docs", [1, 2, 3], "make evidence")
     text = file.read_text()
@@ -37,9 +40,10 @@ def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
     assert cells["plain"][3] == "31.5 (31.0 to 32.0)"
     assert cells["dot product"][:2] == ["1 of 3", "99.0 (99.0 to 99.0)"]
     assert cells["Gaussian"][:3] == ["0 of 3", "not run yet", ""]
-    assert text.count("not run yet") == 2 * len(VARIANTS) - 2  # all of the other difficulty, too
+    assert text.count("not run yet") == 2 * len(VARIANTS) - 3  # all of the other difficulty, too
     assert cv2.imread(str(tmp_path / "docs/evidence_one_key.png")) is not None
-    assert not (tmp_path / "docs/evidence_matching_key.png").exists()
+    assert cv2.imread(str(tmp_path / "docs/entropy_one_key.png")) is not None
+    assert len(list((tmp_path / "docs").iterdir())) == 3
     assert "attention_one_key.png" not in text  # no weights are there
 
 

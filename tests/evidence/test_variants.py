@@ -25,7 +25,9 @@ def test_all_variants_have_the_same_data_and_schedule(difficulty):
     for cfg in cfgs:
         check_model(cfg)
         assert cfg.DATASETS == cfgs[0].DATASETS and cfg.INPUT == cfgs[0].INPUT
-        assert cfg.SEED == 7 and (f"far_cue_{difficulty}_train",) == cfg.DATASETS.TRAIN
+        assert cfg.SEED == 7
+        assert cfg.DATASETS.TEST[0] == f"far_cue_{difficulty}_val"
+        assert f"far_cue_{difficulty}_train" in cfg.DATASETS.TRAIN
         solver, first = cfg.SOLVER.clone(), cfgs[0].SOLVER.clone()
         for node in (solver, first):
             del node["NON_LOCAL_LR_FACTOR"], node["NON_LOCAL_PAIRWISE_LR_FACTOR"]
