@@ -52,11 +52,8 @@ def draw_predictions(
     for record in DatasetCatalog.get(dataset_name)[:num_images]:
         image = read_image(record["file_name"], format="BGR")
         scale = height / len(image)
-        truth = draw_ground_truth(image, record, metadata, scale=scale)
-        found = draw_instances(image, predictor(image), metadata, scale=scale)
         file = folder / Path(record["file_name"]).with_suffix(".png").name
-        gap = np.full((len(truth), GAP // 2, 3), 255, np.uint8)
-        _write(file, np.hstack([truth, gap, found]))
+        _write(file, draw_comparison(image, record, predictor(image), metadata, scale=scale))
         files.append(file)
     return files
 
@@ -118,6 +115,24 @@ def draw_ground_truth(
     visualizer = Visualizer(image[:, :, ::-1], metadata, scale=scale)
     drawn = visualizer.draw_dataset_dict(record)
     return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
+
+
+def draw_comparison(
+    image: np.ndarray, record: dict, instances: Instances, metadata: Metadata, *, scale: float
+) -> np.ndarray:
+    """Draws the ground truth of an image on the left, and predictions on the right.
+
+    Args:
+        image, record: see :func:`draw_ground_truth`.
+        instances, metadata, scale: see :func:`draw_instances`.
+
+    Returns:
+        uint8 BGR, ``scale * H`` high.
+    """
+    truth = draw_ground_truth(image, record, metadata, scale=scale)
+    found = draw_instances(image, instances, metadata, scale=scale)
+    gap = np.full((len(truth), GAP // 2, 3), 255, np.uint8)
+    return np.hstack([truth, gap, found])
 
 
 def draw_attention(

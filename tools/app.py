@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--weights", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument(
-        "--config-file", metavar="FILE", help="of all weights; by default config.yaml beside each"
+        "--config-file", metavar="FILE", help="of all weights; by default what is kept with each"
     )
     parser.add_argument("--device", help="cuda or cpu; by default CUDA where there is a GPU")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (%(default)s)")

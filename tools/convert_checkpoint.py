@@ -12,6 +12,7 @@ import argparse
 
 from nl_detectron.checkpoint.converters import SOURCES, convert_file
 from nl_detectron.engine import load_cfg, usage_errors
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
@@ -29,7 +30,7 @@ if __name__ == "__main__":
     )
     parser.add_argument(
         "--pairwise",
-        choices=("gaussian", "embedded_gaussian", "dot_product", "concatenation"),
+        choices=PAIRWISE_FUNCTIONS,
         help="mmdetection: mode of its non-local blocks",
     )
     parser.add_argument("--no-scale", action="store_true", help="mmdetection: use_scale=False")

@@ -10,20 +10,23 @@ not be read; the others are written all the same.
 
 import argparse
 import sys
-from pathlib import Path
 
 from nl_detectron.engine import usage_errors
-from nl_detectron.inference import add_model_arguments, find_inputs, predict_files, predictor_from
+from nl_detectron.inference import (
+    add_file_arguments,
+    add_model_arguments,
+    find_inputs,
+    predict_files,
+    predictor_from,
+)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    add_file_arguments(parser)
     parser.add_argument("--save-json", action="store_true", help="write COCO-format results, too")
-    parser.add_argument("--resume", action="store_true", help="skip what has been written already")
     parser.add_argument("--track", action="store_true", help="number instances through a video")
     add_model_arguments(parser)
     return parser.parse_args()

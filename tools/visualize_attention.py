@@ -9,10 +9,10 @@ For each image there is one picture of all blocks side by side, and a folder wit
 
 import argparse
 import sys
-from pathlib import Path
 
 from nl_detectron.engine import usage_errors
 from nl_detectron.inference import (
+    add_file_arguments,
     add_model_arguments,
     attention_files,
     find_inputs,
@@ -29,8 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    add_file_arguments(parser)
     queries = parser.add_mutually_exclusive_group(required=True)
     queries.add_argument(
         "--point", type=point, action="append", metavar="X,Y", help="in pixels; may be repeated"
@@ -48,7 +47,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--strongest", type=int, default=10, metavar="K", help="arrows (default: %(default)s)"
     )
-    parser.add_argument("--resume", action="store_true", help="skip what has been written already")
     add_model_arguments(parser)
     return parser.parse_args()
 

@@ -1,17 +1,16 @@
 """Detectron2's DetectionCheckpointer: safe in what it reads, strict in what it loads."""
 
 import json
-import logging
 import os
 from typing import Any
 from urllib.parse import parse_qs
 
-import detectron2
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..log import logger
 from .download import local_copy
 from .matching import match_names
 from .reading import (
@@ -23,9 +22,6 @@ from .reading import (
 )
 from .report import LoadReport, classify
 from .writing import AtomicPathManager, versions, write_safetensors
-
-# below the logger that Detectron2 sets up, whatever the name it is installed under
-logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
 
 
 class NonLocalCheckpointer(DetectionCheckpointer):

@@ -1,17 +1,12 @@
 """Gets files, and checks downloaded ones against what a name or a list states about them."""
 
 import hashlib
-import logging
 import os
 import re
 from typing import Any, NamedTuple
 
-import detectron2
-
+from ..log import logger
 from .reading import CheckpointError
-
-# below the logger that Detectron2 sets up, whatever the name it is installed under
-logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
 
 # sha256 of files of Detectron2's model zoo, as stated by others who distribute or pin them, since
 # its authors state none: that of f10217 was found in three independent places, the others in one

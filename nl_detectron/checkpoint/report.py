@@ -10,6 +10,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..layers import NonLocalBlock
+from .matching import in_non_local
 
 NAMES_SHOWN = 2
 # The last layer of models trained on ImageNet: fc1000 (Detectron2), stem.fc (torchvision), linear
@@ -78,7 +79,7 @@ class LoadReport:
         if wrong and self.unexpected:
             names = self.unexpected
             wrong.append(f"{len(names)} tensors of the file have no place ({_first(names)})")
-        blocks = [name for name in self.unexpected if _in_non_local(name)]
+        blocks = [name for name in self.unexpected if in_non_local(name)]
         if complete and blocks:
             wrong.append(
                 f"{len(blocks)} tensors of non-local blocks have no place in the model "
@@ -163,10 +164,6 @@ def _beside_backbone(name: str, loaded: Iterable[str]) -> bool:
 
 def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
-
-
-def _in_non_local(name: str) -> bool:
-    return any(part[:2] == "nl" and part[2:].isdigit() for part in name.split("."))
 
 
 def _first(names: Sequence[str]) -> str:

@@ -1,21 +1,14 @@
 """What non-local blocks do while they train, as scalars beside the losses."""
 
-import logging
 import math
 
-import detectron2
 import torch
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..layers import NonLocalBlock
-
-# below the logger that Detectron2 sets up, whatever the name it is installed under
-logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
-
-# The forms whose affinity is a distribution over the keys, which alone has an entropy
-DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
+from ..layers import DISTRIBUTIONS, NonLocalBlock
+from ..log import logger
 
 
 def attention_entropy(affinity: Tensor) -> float:
@@ -81,7 +74,7 @@ class NonLocalMonitor(HookBase):
             storage = get_event_storage()
             ratio = ((z - x).norm() / x.norm().clamp(min=1e-12)).item()
             storage.put_scalar(f"non_local/{name}/output_ratio", ratio, smoothing_hint=False)
-            if block.pairwise not in DISTRIBUTIONS:
+            if block.pairwise not in DISTRIBUTIONS:  # which alone has an entropy
                 return
             positions = x[0, 0].numel()
             queries = torch.linspace(0, positions - 1, self._num_queries).long().unique()

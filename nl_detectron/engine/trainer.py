@@ -1,13 +1,11 @@
 """Detectron2's DefaultTrainer with evaluators by dataset type and the choice of optimizer."""
 
-import logging
 import os
 import weakref
 from collections import OrderedDict
 from functools import partial
 from unittest import mock
 
-import detectron2
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -30,11 +28,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
+from ..log import logger
 from ..solver import build_optimizer
 from .monitor import NonLocalMonitor
-
-# below the logger that Detectron2 sets up, whatever the name it is installed under
-logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
 
 
 def _coco(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:

@@ -5,18 +5,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from matplotlib.figure import Figure
 from tabulate import tabulate
-from torch import nn
 
 from ..analysis import count_flops, count_parameters, largest_input
-from ..checkpoint import NonLocalCheckpointer
 from ..data.far_cue import FAR_CUE_SIZE, KEY_ZONE, TARGET_ZONE
-from ..layers import NonLocalBlock
+from ..inference import Predictor
 from ..receptive_field import reach
 from ..visualization import read_metrics
 from .run import TARGETS, Run
@@ -184,15 +181,14 @@ def draw_attention(
     if run is None:
         return False
     cfg = run.cfg(output)
-    model = build_model(cfg).eval()
-    NonLocalCheckpointer(model).load(str(run.weights(output)))
+    predictor = Predictor(cfg, run.weights(output), device="cpu")
     rows = []
     for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:num_images]:
         image = read_image(record["file_name"], format="BGR")
         targets = [a for a in record["annotations"] if a["category_id"] + 1 in TARGETS]
         x, y, width, height = targets[0]["bbox"]
         centre = x + width / 2, y + height / 2
-        weights = attention(model, image, centre)
+        weights = attention(predictor, image, centre)
         weights = cv2.resize(weights, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         light = 0.15 + 0.85 * np.abs(weights) / np.abs(weights).max()
         place = tuple(round(c) for c in centre)
@@ -202,28 +198,14 @@ def draw_attention(
     return True
 
 
-@torch.no_grad()
-def attention(model: nn.Module, image: np.ndarray, point: tuple[float, float]) -> np.ndarray:
+def attention(predictor: Predictor, image: np.ndarray, point: tuple[float, float]) -> np.ndarray:
     """The affinity of a point to all keys, float32 (h, w), in the last block of a backbone.
 
     Args:
-        image: uint8 (H, W, 3), whose height and width the backbone's stride divides.
+        image: uint8 (H, W, 3) BGR.
         point: (x, y) in pixels.
     """
-    block = [module for module in model.modules() if isinstance(module, NonLocalBlock)][-1]
-    inputs = []
-    handle = block.register_forward_hook(lambda module, args, z: inputs.append(args[0]))
-    model.backbone(
-        model.preprocess_image([{"image": torch.as_tensor(image.copy()).permute(2, 0, 1)}]).tensor
-    )
-    handle.remove()
-    height, width = inputs[0].shape[2:]
-    column = min(int(point[0] * width / image.shape[1]), width - 1)
-    row = min(int(point[1] * height / image.shape[0]), height - 1)
-    weights = block.affinity(inputs[0], torch.tensor([row * width + column]))[0, 0]
-    if block.sub_sample:
-        height, width = -(-height // 2), -(-width // 2)
-    return weights.reshape(height, width).numpy()
+    return predictor.attention(image, [point]).maps[-1].weights
 
 
 def _spread(values: Sequence[float]) -> str:

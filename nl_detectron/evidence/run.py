@@ -24,6 +24,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from pycocotools import mask as mask_util
 
+from ..checkpoint.writing import replacing
 from ..data import FAR_CUE_CLASSES
 from ..data.generate import VERSION
 from ..engine import Trainer, UsageError
@@ -140,9 +141,8 @@ def train_and_measure(run: Run, output: Path) -> dict:
         "seconds": time.process_time() - start,
         "curve": curve,
     }
-    temporary = folder / "result.tmp"
-    temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    temporary.rename(folder / RESULT)
+    with replacing(str(folder / RESULT)) as temporary:
+        Path(temporary).write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
 
 

@@ -1,4 +1,4 @@
-from .arguments import add_model_arguments, predictor_from
+from .arguments import add_file_arguments, add_model_arguments, predictor_from
 from .attention import Attention, AttentionMap, attention
 from .images import ImageError, find_inputs, read_image
 from .predictor import Predictor
@@ -9,6 +9,7 @@ __all__ = [
     "AttentionMap",
     "ImageError",
     "Predictor",
+    "add_file_arguments",
     "add_model_arguments",
     "attention",
     "attention_files",

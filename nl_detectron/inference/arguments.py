@@ -1,6 +1,7 @@
 """The command-line arguments of every tool that runs a trained model."""
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -33,6 +34,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="config options, KEY VALUE ..."
     )
+
+
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what to read, where to write, and how to go on."""
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--resume", action="store_true", help="skip what has been written already")
 
 
 def predictor_from(args: argparse.Namespace) -> Predictor:

@@ -24,13 +24,10 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..engine import UsageError
-from ..layers import NonLocalBlock
+from ..layers import DISTRIBUTIONS, NonLocalBlock
 
 if TYPE_CHECKING:
     from .predictor import Predictor
-
-# Their rows are distributions over the keys; those of the other two functions are not.
-DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
 
 
 @dataclass(frozen=True)

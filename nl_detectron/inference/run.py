@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..engine import UsageError
+from ..engine.setup import check_output_dir
 from ..visualization import draw_attention, draw_attention_sheet, draw_instances
 from .attention import check_has_blocks
 from .images import ImageError, Input
@@ -271,12 +271,7 @@ def _read_lines(file: Path) -> Iterator[dict]:
 
 
 def _check_output(output: Path, inputs: Sequence[Input]) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise UsageError(f"--output {output} cannot be written: {error.strerror}") from error
+    check_output_dir("--output", str(output))
     sources = {item.path.resolve() for item in inputs}
     for item in inputs:
         if (output / item.output).resolve() in sources:

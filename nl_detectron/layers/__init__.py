@@ -1,4 +1,4 @@
 from .non_local import NonLocalBlock
-from .pairwise import PAIRWISE_FUNCTIONS
+from .pairwise import DISTRIBUTIONS, PAIRWISE_FUNCTIONS
 
-__all__ = ["PAIRWISE_FUNCTIONS", "NonLocalBlock"]
+__all__ = ["DISTRIBUTIONS", "PAIRWISE_FUNCTIONS", "NonLocalBlock"]

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PAIRWISE_FUNCTIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
+# The two whose affinity is a distribution over the keys; the others' are signed or unbounded
+DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
 
 
 def non_local(pairwise: str, theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:

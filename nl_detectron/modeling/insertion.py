@@ -1,17 +1,13 @@
 """Puts non-local blocks into networks that are already built, without renaming any parameter."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import detectron2
 from detectron2.modeling.backbone import ResNet
 from torch import nn
 
 from ..layers import NonLocalBlock
-
-# below the logger that Detectron2 sets up, whatever the name it is installed under
-logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
+from ..log import logger
 
 
 def insert_non_local(

@@ -25,8 +25,7 @@ from ..inference import Predictor, read_image
 from ..inference.attention import check_has_blocks
 from ..visualization import (
     draw_attention_sheet,
-    draw_ground_truth,
-    draw_instances,
+    draw_comparison,
     figure_picture,
     plot_training_curves,
     read_metrics,
@@ -188,10 +187,8 @@ class _Evaluation:
         record = self.records[image_id]
         image = read_image(record["file_name"])
         scale = PICTURE_WIDTH / 2 / max(image.shape[:2])
-        truth = draw_ground_truth(image, record, self.metadata, scale=scale)
         found = _instances(self.results[image_id], image.shape[:2], self.metadata, self.min_score)
-        predicted = draw_instances(image, found, self.metadata, scale=scale)
-        return np.hstack([truth, np.full((len(truth), 4, 3), 255, np.uint8), predicted])
+        return draw_comparison(image, record, found, self.metadata, scale=scale)
 
 
 def _load_dataset(name: str) -> dict[int, dict]:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+from nl_detectron import NonLocalBlock, Predictor
 from nl_detectron.data import builtin, generate
 from nl_detectron.evidence import VARIANTS, Run, report, write_report
 
@@ -48,18 +49,19 @@ def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("sub_sample", [True, False])
-def test_attention_is_that_of_the_block(sub_sample):
+def test_attention_is_that_of_the_block(sub_sample, tmp_path):
     cfg = Run("one_key", "embedded_gaussian" if sub_sample else "embedded_gaussian_full", 1).cfg(
         Path()
     )
-    model = build_model(cfg).eval()
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
+    predictor = Predictor(cfg, tmp_path / "model.pth", device="cpu")
     image = np.random.default_rng(0).integers(0, 255, (64, 304, 3), np.uint8)
-    [block] = [m for m in model.modules() if isinstance(m, report.NonLocalBlock)]
+    [block] = [m for m in predictor.model.modules() if isinstance(m, NonLocalBlock)]
     with torch.no_grad():
         block.theta.weight.normal_()
         seen = []
         block.register_forward_hook(lambda module, args, z: seen.append(args[0]))
-        weights = report.attention(model, image, (303.9, 20.0))
+        weights = report.attention(predictor, image, (303.9, 20.0))
         expected = block.affinity(seen[0])[0, 1 * 19 + 18]
     assert weights.shape == ((2, 10) if sub_sample else (4, 19))
     np.testing.assert_allclose(weights.ravel(), expected.numpy(), rtol=1e-3, atol=1e-6)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reading import CheckpointError
 from .converted import Converted, Rule, need, rename_all
-from .resnet import RGB, describe_resnet, rename_resnet
+from .resnet import NORM, RGB, describe_resnet, rename_resnet
 
 PARAMETER = "(weight|bias)"
 RULES: tuple[Rule, ...] = (
@@ -37,7 +37,6 @@ RULES: tuple[Rule, ...] = (
     (rf"roi_head\.mask_head\.upsample\.{PARAMETER}", r"roi_heads.mask_head.deconv.\1"),
     (rf"roi_head\.mask_head\.conv_logits\.{PARAMETER}", r"roi_heads.mask_head.predictor.\1"),
 )
-NORM = "(weight|bias|running_mean|running_var)"
 # Pooling turns g and phi into g.0 and phi.0.
 BLOCK_RULES: tuple[Rule, ...] = (
     (rf"(theta|phi|g)(?:\.0)?\.conv\.{PARAMETER}", r"\1.\2"),
