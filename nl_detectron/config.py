@@ -28,14 +28,16 @@ def add_non_local_config(cfg: CfgNode) -> None:
     # Normalization after the block's last convolution, apart from RESNETS.NORM: "" (none), "BN",
     # "SyncBN", "GN", ... "FrozenBN" is refused: its zero start could never be left.
     node.NORM = ""
+    # How theta and phi start: "normal" as in the released code, with a standard deviation of 0.01,
+    # or "similarity", where positions alike relate most, for training from random weights
+    node.INIT = "normal"
 
     # "SGD", as Detectron2 trains, or "AdamW", which trains small models from scratch faster
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Save the weights of each checkpoint as .safetensors, too, beside the .pth that --resume needs
     cfg.SOLVER.CHECKPOINT_SAFETENSORS = False
     # Factor on the learning rate of the layers of the pairwise function f in each non-local block:
-    # theta, phi and w_f. From scratch with AdamW the embedded Gaussian wants less than 1, such as
-    # 0.03, since its attention collapses otherwise.
+    # theta, phi and w_f. From scratch with AdamW, 0.1 with INIT "similarity" trains all four.
     cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR = 1.0
     # The same of the block's other layers: g, out and norm
     cfg.SOLVER.NON_LOCAL_LR_FACTOR = 1.0
@@ -50,4 +52,5 @@ def non_local_options(cfg: CfgNode) -> dict[str, Any]:
         "sub_sample": node.SUB_SAMPLE,
         "use_scale": node.USE_SCALE,
         "norm": node.NORM,
+        "init": node.INIT,
     }

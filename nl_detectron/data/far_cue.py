@@ -10,13 +10,23 @@ import numpy as np
 
 from .drawing import UNIT_CIRCLE, Canvas, Instance, Scene, plain, rotation
 
-FAR_CUE_CLASSES = ("key_a", "key_b", "target_a", "target_b")
-FAR_CUE_SIZE = (64, 304)  # the smallest (H, W), in pixels
-KEY_ZONE, TARGET_ZONE = 48, 80  # pixels from either end, in which all of a key or target lies
+FAR_CUE_SIZE = (64, 320)  # the smallest (H, W), in pixels
+KEY_ZONE, TARGET_ZONE = 64, 80  # pixels from either end, in which all of a key or target lies
 
-RED, GREEN = (40, 40, 220), (40, 190, 40)  # BGR
-# of the cores of matching keys: white, black, blue and yellow
-PALETTE = ((245, 245, 245), (15, 15, 15), (220, 90, 30), (30, 215, 225))
+WHITE, BLACK = (245, 245, 245), (15, 15, 15)  # BGR
+RED, GREEN = (40, 40, 220), (40, 190, 40)
+CUES = {
+    "red": (25, 25, 240),
+    "yellow": (25, 220, 220),
+    "green": (110, 240, 25),
+    "blue": (240, 110, 25),
+    "purple": (240, 25, 200),
+}
+ONE_KEY_CLASSES = ("key_a", "key_b", "target_a", "target_b")
+MATCHING_KEY_CLASSES = (
+    *(f"key_{cue}" for cue in CUES),
+    *(f"target_{cue}_{answer}" for cue in CUES for answer in "ab"),
+)
 
 
 def draw_one_key(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
@@ -29,34 +39,49 @@ def draw_one_key(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         size: (H, W) of the image in pixels, at least :data:`FAR_CUE_SIZE`.
 
     Returns:
-        The scene; category `i + 1` is `FAR_CUE_CLASSES[i]`.
+        The scene; category `i + 1` is `ONE_KEY_CLASSES[i]`.
     """
     strip = _Strip(rng, size)
     answer = int(rng.integers(2))
-    strip.add_key((RED, GREEN)[answer], answer, radius=rng.uniform(16, 22))
+    strip.add_key([(RED, GREEN)[answer]], 1 + answer, radius=(16, 22))
     for _ in range(rng.integers(2, 5)):
-        strip.add_target(PALETTE[0], answer)
+        strip.add_target(WHITE, 3 + answer)
     return strip.scene()
 
 
-def draw_matching_key(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Draws a red and a green key with cores of different colours, and targets in those colours.
+def draw_matching_key(
+    rng: np.random.Generator, size: tuple[int, int], *, num_keys: int = 4
+) -> Scene:
+    """Draws keys with cores of different colours, and targets in those colours.
 
-    A target is of the class of the key whose core has its colour. Which core goes with which key,
-    and which key is above the other, changes from image to image. The average of the keys says
-    nothing: there is always one of each class.
+    A key has a white rim, answer a, or a black one, answer b. A target's answer is that of the key
+    whose core has its colour. Of four keys two have each answer; which colours there are, which
+    answer goes with which of them and which key is where changes from image to image. The average
+    of the keys says nothing.
 
-    Args, Returns: as for :func:`draw_one_key`.
+    Args:
+        rng, size: as for :func:`draw_one_key`.
+        num_keys: 1 to 4; with 1, the matching is done.
+
+    Returns:
+        The scene; category `i + 1` is `MATCHING_KEY_CLASSES[i]`.
     """
-    strip = _Strip(rng, size)
-    cores = [PALETTE[i] for i in rng.choice(len(PALETTE), 2, replace=False)]
-    for half, answer in enumerate(rng.permutation(2).tolist()):
-        radius = rng.uniform(12, 14)
-        strip.add_key((RED, GREEN)[answer], answer, radius=radius, core=cores[answer], half=half)
+    strip, colours = _Strip(rng, size), list(CUES.values())
+    cues = rng.choice(len(CUES), num_keys, replace=False).tolist()
+    answers = (rng.permutation(4) % 2).tolist()
+    cells = rng.permutation(4).tolist()
+    for cue, answer, cell in zip(cues, answers, cells, strict=False):
+        rim = (WHITE, BLACK)[answer]
+        strip.add_key([rim, colours[cue]], 1 + cue, radius=(11, 13), cell=divmod(cell, 2))
     for _ in range(rng.integers(2, 5)):
-        answer = int(rng.integers(2))
-        strip.add_target(cores[answer], answer)
+        i = int(rng.integers(num_keys))
+        strip.add_target(colours[cues[i]], 1 + len(CUES) + 2 * cues[i] + answers[i])
     return strip.scene()
+
+
+def draw_lone_key(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
+    """Draws what :func:`draw_matching_key` does, with a single key."""
+    return draw_matching_key(rng, size, num_keys=1)
 
 
 class _Strip:
@@ -70,27 +95,32 @@ class _Strip:
 
     def add_key(
         self,
-        colour: Sequence[float],
-        answer: int,
+        colours: Sequence[Sequence[float]],
+        category: int,
         *,
-        radius: float,
-        core: Sequence[float] | None = None,
-        half: int | None = None,
+        radius: tuple[float, float],
+        cell: tuple[int, int] | None = None,
     ) -> None:
-        """Adds a key; two of them take the upper half, 0, and the lower one, 1."""
-        rows = (0, 1) if half is None else (half / 2, (half + 1) / 2)
-        parts = [(UNIT_CIRCLE, colour)] + ([(UNIT_CIRCLE * 0.55, core)] if core else [])
-        self._add(parts, radius, KEY_ZONE, at_start=not self._mirrored, rows=rows)
-        self._categories.append(1 + answer)
+        """Adds a disc.
 
-    def add_target(self, colour: Sequence[float], answer: int) -> None:
+        Args:
+            colours: of the disc and, if there is a second one, of its core.
+            category: 1-based.
+            radius: the smallest and the largest, in pixels.
+            cell: the quarter of the keys' zone that it is in, by row and column; by default any.
+        """
+        parts = [(UNIT_CIRCLE * part, c) for part, c in zip((1, 0.6), colours, strict=False)]
+        self._add(parts, self._rng.uniform(*radius), KEY_ZONE, not self._mirrored, cell)
+        self._categories.append(category)
+
+    def add_target(self, colour: Sequence[float], category: int) -> None:
         corners = int(self._rng.choice((3, 4, 32)))
         angles = np.arange(corners) * (2 * np.pi / corners)
         outline = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         outline = outline @ rotation(self._rng.uniform(0, np.pi))
         radius = self._rng.uniform(7, 10)  # no three of these leave no room for a fourth
-        self._add([(outline, colour)], radius, TARGET_ZONE, at_start=self._mirrored)
-        self._categories.append(3 + answer)
+        self._add([(outline, colour)], radius, TARGET_ZONE, self._mirrored)
+        self._categories.append(category)
 
     def scene(self) -> Scene:
         numbered = enumerate(self._categories, start=1)
@@ -102,21 +132,24 @@ class _Strip:
         parts: Sequence[tuple[np.ndarray, Sequence[float]]],
         radius: float,
         zone: int,
-        *,
         at_start: bool,
-        rows: tuple[float, float] = (0, 1),
+        cell: tuple[int, int] | None = None,
     ) -> None:
         """Paints an object where it touches no other: in the zone at the strip's start or end.
 
         Args:
             parts: outlines in the unit circle and their colours, the later ones on top.
-            rows: the part of the strip's height that it lies in.
+            cell: the quarter of the zone, by row and column; by default all of it.
         """
-        start = 0 if at_start else self._width - zone
+        x, y = 0 if at_start else self._width - zone, 0
+        width, height = zone, self._height
+        if cell is not None:
+            width, height = width / 2, height / 2
+            x, y = x + cell[1] * width, y + cell[0] * height
         margin = radius + 1
+        low, high = (x + margin, y + margin), (x + width - margin, y + height - margin)
         while True:
-            x = self._rng.uniform(start + margin, start + zone - margin)
-            y = self._rng.uniform(rows[0] * self._height + margin, rows[1] * self._height - margin)
+            x, y = self._rng.uniform(low, high)
             if all(np.hypot(x - a, y - b) > radius + r + 1 for a, b, r in self._taken):
                 break
         self._taken.append((x, y, radius))

@@ -2,6 +2,6 @@
 
 from .report import write_report
 from .run import Run, run_all
-from .variants import DIFFICULTIES, VARIANTS
+from .variants import DIFFICULTIES, VARIANTS, variants_of
 
-__all__ = ["DIFFICULTIES", "VARIANTS", "Run", "run_all", "write_report"]
+__all__ = ["DIFFICULTIES", "VARIANTS", "Run", "run_all", "variants_of", "write_report"]

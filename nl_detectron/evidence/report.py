@@ -16,8 +16,8 @@ from ..data.far_cue import FAR_CUE_SIZE, KEY_ZONE, TARGET_ZONE
 from ..inference import Predictor
 from ..receptive_field import reach
 from ..visualization import read_metrics
-from .run import TARGETS, Run
-from .variants import DIFFICULTIES, VARIANTS, build_cfg
+from .run import Run, is_target
+from .variants import DIFFICULTIES, VARIANTS, build_cfg, variants_of
 
 COLUMNS = {
     "target accuracy, %": "target_accuracy",
@@ -31,8 +31,12 @@ PLOTTED = (
     *("embedded_gaussian", "dot_product", "gaussian", "concatenation"),
 )
 # Those whose attention is a distribution, and is learned
-WITH_ENTROPY = ("embedded_gaussian", "one_rate", "gaussian")
-PICTURED = ("embedded_gaussian_full", "embedded_gaussian", "dot_product")  # the first one there is
+WITH_ENTROPY = (
+    *("embedded_gaussian", "embedded_gaussian_released", "embedded_gaussian_one_rate"),
+    *("embedded_gaussian_neither", "gaussian"),
+)
+# The first one there is
+PICTURED = ("embedded_gaussian_full", "embedded_gaussian", "gaussian", "dot_product")
 GAP = FAR_CUE_SIZE[1] - KEY_ZONE - TARGET_ZONE  # pixels from a target to the keys, at least
 NEAREST_TARGET = (KEY_ZONE + GAP, 22, KEY_ZONE + GAP + 20, 42)  # its box, in an unmirrored strip
 
@@ -82,15 +86,15 @@ def read_results(output: Path, difficulty: str, seeds: Sequence[int]) -> Results
         variant: [
             result for seed in seeds if (result := Run(difficulty, variant, seed).result(output))
         ]
-        for variant in VARIANTS
+        for variant in variants_of(difficulty)
     }
 
 
 def results_table(results: Results, num_seeds: int) -> str:
     """A Markdown table, a row for each variant: mean (minimum to maximum) over seeds."""
     rows = []
-    for name, variant in VARIANTS.items():
-        found = results[name]
+    for name, found in results.items():
+        variant = VARIANTS[name]
         cells = [_spread([result[key] for result in found]) for key in COLUMNS.values() if found]
         rows.append((variant.title, f"{len(found)} of {num_seeds}", *(cells or ["not run yet"])))
     return _markdown(rows, ("model", "seeds", *COLUMNS))
@@ -185,7 +189,8 @@ def draw_attention(
     rows = []
     for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:num_images]:
         image = read_image(record["file_name"], format="BGR")
-        targets = [a for a in record["annotations"] if a["category_id"] + 1 in TARGETS]
+        annotations = record["annotations"]
+        targets = [a for a in annotations if is_target(predictor.class_names[a["category_id"]])]
         x, y, width, height = targets[0]["bbox"]
         centre = x + width / 2, y + height / 2
         weights = attention(predictor, image, centre)
@@ -220,9 +225,10 @@ _TASKS = {
     "one_key": """\
 There is one key, red or green, which tells the class of all targets.""",
     "matching_key": """\
-There are always a red and a green key, with cores of different colours. A target is of the class of
-the key whose core has the target's colour, so that the average of the keys tells nothing. Half of
-the training images are those of the other task; none of the tested ones are.""",
+There are four keys with cores of different colours, two of them with a white rim and two with a
+black one. A target's class is its colour, which is seen from near by, and its answer: the rim of
+the key whose core has the target's colour. The average of the keys tells nothing. Half of the
+training images have a single key; none of the tested ones do.""",
 }
 
 _INTRODUCTION = """\
@@ -236,8 +242,8 @@ with up to {num_seeds} seeds, none of which was used in choosing any setting. A 
 over the seeds that were run (and the minimum to the maximum).
 
 - *Target accuracy*: of the targets that are found (by a detection that overlaps them with an IoU of
-  0.5 or more), those whose class is right. There are two, so chance is 50 %.
-- *Target AP*, *key AP*: COCO's box AP, mean of the two classes. Keys are told from near by: their
+  0.5 or more), those whose answer is right. There are two, so chance is 50 %.
+- *Target AP*, *key AP*: COCO's box AP, mean of their classes. Keys are told from near by: their
   AP is the control that a model has learned to see.
 - *Seconds*: of one CPU core, training and evaluations together."""
 

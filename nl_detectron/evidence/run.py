@@ -25,7 +25,6 @@ from detectron2.utils.logger import setup_logger
 from pycocotools import mask as mask_util
 
 from ..checkpoint.writing import replacing
-from ..data import FAR_CUE_CLASSES
 from ..data.generate import VERSION
 from ..engine import Trainer, UsageError
 from ..engine.launch import num_cpu_cores
@@ -34,8 +33,6 @@ from ..visualization import read_metrics
 from .variants import CONFIG, DIFFICULTIES, build_cfg, options
 
 RESULT = "result.json"
-TARGETS = [i for i, name in enumerate(FAR_CUE_CLASSES, start=1) if name.startswith("target")]
-KEYS = [i for i in range(1, len(FAR_CUE_CLASSES) + 1) if i not in TARGETS]
 
 
 @dataclass(frozen=True)
@@ -75,11 +72,16 @@ class Run:
         return result if result.get("fingerprint") == self.fingerprint() else None
 
 
-def target_accuracy(truth: dict, detections: Iterable[dict]) -> tuple[float, float]:
-    """Whether the class of a target is told rightly, where the target is found at all.
+def is_target(class_name: str) -> bool:
+    """Whether a class of far_cue is one of targets, not of keys."""
+    return class_name.startswith("target")
 
-    A target is found by the detection with the highest score among those of the two target classes
-    that overlap it by an IoU of at least 0.5. That one's class counts.
+
+def target_accuracy(truth: dict, detections: Iterable[dict]) -> tuple[float, float]:
+    """Whether a target's answer is told rightly, where the target is found at all.
+
+    A target is found by the detection with the highest score among those of the target classes
+    that overlap it by an IoU of at least 0.5. The answer, a or b, in that one's class counts.
 
     Args:
         truth: the annotations, in COCO's format.
@@ -89,11 +91,13 @@ def target_accuracy(truth: dict, detections: Iterable[dict]) -> tuple[float, flo
         The fraction of found targets that are told rightly (NaN without any), and the fraction of
         targets that are found.
     """
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    answers = {i: name[-1] for i, name in names.items() if is_target(name)}
     by_image = defaultdict(list)
     for detection in detections:
-        if detection["category_id"] in TARGETS:
+        if detection["category_id"] in answers:
             by_image[detection["image_id"]].append(detection)
-    targets = [a for a in truth["annotations"] if a["category_id"] in TARGETS]
+    targets = [a for a in truth["annotations"] if a["category_id"] in answers]
     told = []
     for target in targets:
         candidates = by_image[target["image_id"]]
@@ -102,7 +106,7 @@ def target_accuracy(truth: dict, detections: Iterable[dict]) -> tuple[float, flo
         hits = [d for d, iou in zip(candidates, ious, strict=True) if iou >= 0.5]
         if hits:
             best = max(hits, key=lambda d: d["score"])
-            told.append(best["category_id"] == target["category_id"])
+            told.append(answers[best["category_id"]] == answers[target["category_id"]])
     accuracy = float(np.mean(told)) if told else float("nan")
     return accuracy, len(told) / max(len(targets), 1)
 
@@ -131,7 +135,7 @@ def train_and_measure(run: Run, output: Path) -> dict:
     detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
     truth = json.loads(Path(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file).read_text())
     accuracy, found = target_accuracy(truth, detections)
-    curve = read_curve(folder / "metrics.json")
+    curve = read_curve(folder / "metrics.json", [c["name"] for c in truth["categories"]])
     result = {
         "fingerprint": run.fingerprint(),
         "target_accuracy": 100 * accuracy,
@@ -146,18 +150,19 @@ def train_and_measure(run: Run, output: Path) -> dict:
     return result
 
 
-def read_curve(metrics_file: Path) -> list[tuple[int, float, float]]:
-    """Iteration, target AP and key AP (means over two classes, in percent) of each evaluation.
+def read_curve(metrics_file: Path, class_names: Sequence[str]) -> list[tuple[int, float, float]]:
+    """Iteration, target AP and key AP (means over classes, in percent) of each evaluation.
 
     Where a model predicts nothing, COCO's AP is NaN; here it is 0.
     """
+    targets = [name for name in class_names if is_target(name)]
+    keys = [name for name in class_names if not is_target(name)]
 
-    def mean(record: dict, categories: Sequence[int]) -> float:
-        figures = [record[f"bbox/AP-{FAR_CUE_CLASSES[i - 1]}"] for i in categories]
-        return float(np.nan_to_num(figures).mean())
+    def mean(record: dict, names: Sequence[str]) -> float:
+        return float(np.nan_to_num([record[f"bbox/AP-{name}"] for name in names]).mean())
 
-    evaluated = [r for r in read_metrics(metrics_file) if f"bbox/AP-{FAR_CUE_CLASSES[0]}" in r]
-    return [(r["iteration"], mean(r, TARGETS), mean(r, KEYS)) for r in evaluated]
+    evaluated = [r for r in read_metrics(metrics_file) if f"bbox/AP-{keys[0]}" in r]
+    return [(r["iteration"], mean(r, targets), mean(r, keys)) for r in evaluated]
 
 
 def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) -> None:

@@ -8,6 +8,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 
+from ..data import MATCHING_KEY_CLASSES, ONE_KEY_CLASSES
 from ..layers import NonLocalBlock
 from ..model_zoo import get_config
 from ..modeling.backbone import build_non_local_resnet_backbone
@@ -18,22 +19,26 @@ CONFIG = "quick_schedules/Base-Far-Cue.yaml"
 
 @dataclass(frozen=True)
 class Difficulty:
-    """A task: its title, the datasets that train and test on it, and for how many iterations."""
+    """A task: its title, its number of classes, the datasets, and for how many iterations."""
 
     title: str
+    num_classes: int
     train: tuple[str, ...]
     test: str
     iterations: int
 
 
 DIFFICULTIES = {
-    "one_key": Difficulty("One key", ("far_cue_one_key_train",), "far_cue_one_key_val", 400),
-    # Half of the training images have one key, from which it is learned that keys matter at all.
+    "one_key": Difficulty(
+        "One key", len(ONE_KEY_CLASSES), ("far_cue_one_key_train",), "far_cue_one_key_val", 300
+    ),
+    # Half of the training images have a single key, from which it is learned what keys are for.
     "matching_key": Difficulty(
         "Matching key",
-        ("far_cue_one_key_train", "far_cue_matching_key_train"),
+        len(MATCHING_KEY_CLASSES),
+        ("far_cue_lone_key_train", "far_cue_matching_key_train"),
         "far_cue_matching_key_val",
-        900,
+        600,
     ),
 }
 
@@ -70,70 +75,85 @@ def build_deeper_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
 
 @dataclass(frozen=True)
 class Variant:
-    """A model: what it is called in tables, and what it changes in the config, as KEY: value."""
+    """A model: its title in tables, what it changes in the config, and the tasks it is tried on."""
 
     title: str
     options: dict[str, object] = field(default_factory=dict)
+    difficulties: tuple[str, ...] = tuple(DIFFICULTIES)
 
 
 def _backbone(name: str) -> dict[str, object]:
     return {"MODEL.BACKBONE.NAME": f"build_{name}_backbone"}
 
 
-# With AdamW from scratch, by pairwise function; see README.md
-LR_FACTORS = {
-    "gaussian": (1.0, 2.0),
-    "embedded_gaussian": (0.03, 2.0),
-    "dot_product": (1.0, 1.0),
-    "concatenation": (1.0, 1.0),
-}
-
-
 def _non_local(pairwise: str, **options: object) -> dict[str, object]:
-    own, others = LR_FACTORS[pairwise]
+    """One block that is trained as README.md says, in the same way for each pairwise function."""
     return {
         **_backbone("non_local_resnet"),
         "MODEL.NON_LOCAL.PAIRWISE": pairwise,
-        "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": own,
-        "SOLVER.NON_LOCAL_LR_FACTOR": others,
-        **options,
+        "MODEL.NON_LOCAL.INIT": "similarity",
+        "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 0.1,
+        **{f"MODEL.NON_LOCAL.{key}": value for key, value in options.items()},
     }
 
 
-FULL = {"MODEL.NON_LOCAL.SUB_SAMPLE": False}
+RELEASED = {"MODEL.NON_LOCAL.INIT": "normal"}
+ONE_RATE = {"SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 1.0}
 MASKS = {"MODEL.MASK_ON": True}
 EMBEDDED = _non_local("embedded_gaussian")
+DOT_PRODUCT, CONCATENATION = _non_local("dot_product"), _non_local("concatenation")
+EASY = ("one_key",)  # for what need not be shown twice
 VARIANTS = {
     "plain": Variant("plain"),
     "deeper": Variant("plain, one residual block deeper", _backbone("deeper_resnet")),
     "wider": Variant("plain, wider", {"MODEL.RESNETS.WIDTH_PER_GROUP": 10}),
     "uniform": Variant("uniform attention", {**EMBEDDED, **_backbone("uniform_attention_resnet")}),
     "embedded_gaussian": Variant("embedded Gaussian", EMBEDDED),
-    "dot_product": Variant("dot product", _non_local("dot_product")),
+    "dot_product": Variant("dot product", DOT_PRODUCT),
     "gaussian": Variant("Gaussian", _non_local("gaussian")),
-    "concatenation": Variant("concatenation", _non_local("concatenation")),
-    "embedded_gaussian_full": Variant("embedded Gaussian, not sub-sampled", {**EMBEDDED, **FULL}),
-    "dot_product_full": Variant(
-        "dot product, not sub-sampled", {**_non_local("dot_product"), **FULL}
+    "concatenation": Variant("concatenation", CONCATENATION),
+    "embedded_gaussian_full": Variant(
+        "embedded Gaussian, not sub-sampled", _non_local("embedded_gaussian", SUB_SAMPLE=False)
     ),
-    "gaussian_full": Variant("Gaussian, not sub-sampled", {**_non_local("gaussian"), **FULL}),
+    "dot_product_full": Variant(
+        "dot product, not sub-sampled", _non_local("dot_product", SUB_SAMPLE=False), EASY
+    ),
+    "gaussian_full": Variant(
+        "Gaussian, not sub-sampled", _non_local("gaussian", SUB_SAMPLE=False), EASY
+    ),
     "concatenation_full": Variant(
-        "concatenation, not sub-sampled", {**_non_local("concatenation"), **FULL}
+        "concatenation, not sub-sampled", _non_local("concatenation", SUB_SAMPLE=False), EASY
     ),
     "two_blocks": Variant(
-        "embedded Gaussian, 2 blocks", {**EMBEDDED, "MODEL.NON_LOCAL.AFTER": ["res4.2", "res4.4"]}
+        "embedded Gaussian, 2 blocks",
+        _non_local("embedded_gaussian", AFTER=["res4.2", "res4.4"]),
+        EASY,
     ),
-    "one_rate": Variant(
-        "embedded Gaussian, one learning rate for all",
-        {
-            **EMBEDDED,
-            "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 1.0,
-            "SOLVER.NON_LOCAL_LR_FACTOR": 1.0,
-        },
+    "plain_masks": Variant("plain, masks on", MASKS, EASY),
+    "embedded_gaussian_masks": Variant("embedded Gaussian, masks on", {**EMBEDDED, **MASKS}, EASY),
+    "embedded_gaussian_one_rate": Variant(
+        "embedded Gaussian, one learning rate", {**EMBEDDED, **ONE_RATE}
     ),
-    "plain_masks": Variant("plain, masks on", MASKS),
-    "embedded_gaussian_masks": Variant("embedded Gaussian, masks on", {**EMBEDDED, **MASKS}),
+    "embedded_gaussian_released": Variant(
+        "embedded Gaussian, released init", {**EMBEDDED, **RELEASED}
+    ),
+    "embedded_gaussian_neither": Variant(
+        "embedded Gaussian, released init, one learning rate",
+        {**EMBEDDED, **RELEASED, **ONE_RATE},
+        EASY,
+    ),
+    "dot_product_released": Variant(
+        "dot product, released init", {**DOT_PRODUCT, **RELEASED}, EASY
+    ),
+    "concatenation_released": Variant(
+        "concatenation, released init", {**CONCATENATION, **RELEASED}, EASY
+    ),
 }
+
+
+def variants_of(difficulty: str) -> list[str]:
+    """The variants that are tried on a task, in the order of :data:`VARIANTS`."""
+    return [name for name, variant in VARIANTS.items() if difficulty in variant.difficulties]
 
 
 def options(variant: str, difficulty: str, seed: int) -> dict[str, object]:
@@ -148,6 +168,7 @@ def options(variant: str, difficulty: str, seed: int) -> dict[str, object]:
         "MODEL.DEVICE": "cpu",
         "DATASETS.TRAIN": task.train,
         "DATASETS.TEST": (task.test,),
+        "MODEL.ROI_HEADS.NUM_CLASSES": task.num_classes,
         "SOLVER.MAX_ITER": task.iterations,
         "SEED": seed,
         **VARIANTS[variant].options,

@@ -20,6 +20,7 @@ from .pairwise import PAIRWISE_FUNCTIONS, affinity, non_local
 
 # The paper's released code draws the embeddings from a Gaussian of this standard deviation.
 EMBEDDING_STD = 0.01
+INITS = ("normal", "similarity")
 
 
 class NonLocalBlock(CNNBlockBase):
@@ -42,6 +43,7 @@ class NonLocalBlock(CNNBlockBase):
         sub_sample: bool = True,
         use_scale: bool = True,
         norm: str | Callable[[int], nn.Module] = "",
+        init: str = "normal",
         zero_init: bool = True,
     ):
         """
@@ -55,6 +57,10 @@ class NonLocalBlock(CNNBlockBase):
             use_scale: multiply the logits of the two exponential forms by the inverse square root
                 of their number of channels, as the paper's released code does.
             norm: normalisation after W_z, as for :func:`detectron2.layers.get_norm`.
+            init: how theta, phi and w_f start. "normal" draws them with a standard deviation of
+                0.01, as the paper's released code does. "similarity" draws them with that of
+                fan-in ** -0.5 and makes phi equal to theta, so that f starts as a projection of the
+                Gaussian's x_i^T x_j, highest among like positions: for training from scratch.
             zero_init: start as the identity: gamma of ``norm`` zero or, without a norm, W_z zero.
 
         Raises:
@@ -71,6 +77,8 @@ class NonLocalBlock(CNNBlockBase):
             )
         if pairwise not in PAIRWISE_FUNCTIONS:
             raise ValueError(f"pairwise must be one of {PAIRWISE_FUNCTIONS}, got {pairwise!r}")
+        if init not in INITS:
+            raise ValueError(f"init must be one of {INITS}, got {init!r}")
         if dimension not in (1, 2, 3):
             raise ValueError(f"dimension must be 1, 2 or 3, got {dimension!r}")
         self.inner_channels = inner_channels
@@ -104,10 +112,10 @@ class NonLocalBlock(CNNBlockBase):
                     f"start: {type(self.norm).__name__} has no trainable weight. Use a norm that "
                     'trains, such as "BN", "SyncBN" or "GN", or norm="" for none.'
                 )
-        self.reset_parameters(zero_init=zero_init)
+        self.reset_parameters(init=init, zero_init=zero_init)
 
-    def reset_parameters(self, *, zero_init: bool) -> None:
-        """Draws all parameters anew; see ``zero_init`` of the constructor."""
+    def reset_parameters(self, *, init: str = "normal", zero_init: bool) -> None:
+        """Draws all parameters anew; see ``init`` and ``zero_init`` of the constructor."""
         for layer in (self.theta, self.phi, self.g, self.out):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=EMBEDDING_STD)
@@ -115,6 +123,11 @@ class NonLocalBlock(CNNBlockBase):
                     nn.init.zeros_(layer.bias)
         if self.w_f is not None:
             nn.init.normal_(self.w_f, std=EMBEDDING_STD)
+        if init == "similarity" and self.theta is not None and self.phi is not None:
+            nn.init.normal_(self.theta.weight, std=self.in_channels**-0.5)
+            self.phi.load_state_dict(self.theta.state_dict())
+            if self.w_f is not None:
+                nn.init.normal_(self.w_f, std=self.w_f.numel() ** -0.5)
         if zero_init:
             nn.init.zeros_(self.out.weight if self.norm is None else self.norm.weight)
 

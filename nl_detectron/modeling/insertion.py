@@ -19,6 +19,7 @@ def insert_non_local(
     sub_sample: bool = True,
     use_scale: bool = True,
     norm: str | Callable[[int], nn.Module] = "",
+    init: str = "normal",
     zero_init: bool = True,
 ) -> list[NonLocalBlock]:
     """Inserts non-local blocks into a ResNet, in place.
@@ -34,7 +35,7 @@ def insert_non_local(
             negative index counts from the stage's end. ``"res4.-2"`` is right before the last
             residual block of res4, the paper's choice for COCO.
         inner_ratio: the blocks' inner channels as a fraction of the stage's channels.
-        pairwise, sub_sample, use_scale, norm, zero_init: see :class:`NonLocalBlock`.
+        pairwise, sub_sample, use_scale, norm, init, zero_init: see :class:`NonLocalBlock`.
 
     Returns:
         The new blocks, in the order of ``after``.
@@ -59,6 +60,7 @@ def insert_non_local(
             sub_sample=sub_sample,
             use_scale=use_scale,
             norm=norm,
+            init=init,
             zero_init=zero_init,
         )
         for stage, index in places

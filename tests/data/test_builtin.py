@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 
 SPLITS = ("train", "val", "tiny")
-ALL_KINDS = ("shapes", "people", "far_cue_one_key", "far_cue_matching_key")
+ALL_KINDS = ("shapes", "people", "far_cue_one_key", "far_cue_lone_key", "far_cue_matching_key")
 NAMES = [f"{kind}_{split}" for kind in ALL_KINDS for split in SPLITS]
 
 

@@ -1,18 +1,27 @@
-from nl_detectron.data import draw_matching_key, draw_one_key
+from nl_detectron.data import (
+    MATCHING_KEY_CLASSES,
+    ONE_KEY_CLASSES,
+    draw_lone_key,
+    draw_matching_key,
+    draw_one_key,
+)
 from nl_detectron.data.far_cue import (
+    BLACK,
+    CUES,
     FAR_CUE_SIZE,
     GREEN,
     KEY_ZONE,
-    PALETTE,
     RED,
     TARGET_ZONE,
+    WHITE,
 )
 
 import numpy as np
 import pytest
 
 NUM_IMAGES = 120
-DRAW = {"one_key": draw_one_key, "matching_key": draw_matching_key}
+DRAW = {"one_key": draw_one_key, "lone_key": draw_lone_key, "matching_key": draw_matching_key}
+COLOURS = list(CUES.values())
 
 
 def columns(instance) -> tuple[int, int]:
@@ -26,24 +35,24 @@ def nearest(colour, colours) -> int:
 
 
 def core(scene, key) -> int:
-    """The index in PALETTE of the colour in a key's middle."""
+    """The index in CUES of the colour in a key's middle."""
     y, x = (round(np.mean(axis)) for axis in np.nonzero(key.mask))
-    return nearest(scene.image[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1)), PALETTE)
+    return nearest(scene.image[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1)), COLOURS)
 
 
-def rim(scene, key) -> int:
-    """0 for a key that is red at its left border, 1 for a green one."""
+def rim(scene, key, colours) -> int:
+    """The index of the colour at a key's left border."""
     y, x = np.nonzero(key.mask)
-    return nearest(
-        scene.image[round(y.mean()), x.min() + 2 : x.min() + 5].mean(axis=0), (RED, GREEN)
-    )
+    return nearest(scene.image[round(y.mean()), x.min() + 2 : x.min() + 4].mean(axis=0), colours)
 
 
 def scenes(difficulty, size=FAR_CUE_SIZE):
+    names = ONE_KEY_CLASSES if difficulty == "one_key" else MATCHING_KEY_CLASSES
+    num_key_classes = sum(name.startswith("key") for name in names)
     for i in range(NUM_IMAGES):
         scene = DRAW[difficulty](np.random.default_rng([11, i]), size)
-        keys = [x for x in scene.instances if x.category_id <= 2]
-        yield scene, keys, [x for x in scene.instances if x.category_id > 2]
+        keys = [x for x in scene.instances if x.category_id <= num_key_classes]
+        yield scene, keys, [x for x in scene.instances if x.category_id > num_key_classes]
 
 
 @pytest.mark.parametrize("size", [FAR_CUE_SIZE, (97, 410)])
@@ -67,7 +76,7 @@ def test_one_key_tells_the_class_of_all_targets():
     answers = []
     for scene, keys, targets in scenes("one_key"):
         [key] = keys
-        assert rim(scene, key) == key.category_id - 1  # red is a, green is b
+        assert rim(scene, key, (RED, GREEN)) == key.category_id - 1
         assert 2 <= len(targets) <= 4
         assert {target.category_id for target in targets} == {key.category_id + 2}
         for target in targets:
@@ -76,24 +85,33 @@ def test_one_key_tells_the_class_of_all_targets():
     assert 0.35 < np.mean(np.array(answers) == 1) < 0.65
 
 
-def test_matching_keys_tell_the_class_of_targets_in_the_colour_of_their_core():
-    classes, places, colours = [], [], []
-    for scene, keys, targets in scenes("matching_key"):
-        assert sorted(key.category_id for key in keys) == [1, 2]  # always one of each
-        assert all(rim(scene, key) == key.category_id - 1 for key in keys)
-        by_core = {core(scene, key): key for key in keys}
-        assert len(by_core) == 2
+@pytest.mark.parametrize("difficulty", ["lone_key", "matching_key"])
+def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(difficulty):
+    told, cues, uppers = [], [], []
+    for scene, keys, targets in scenes(difficulty):
+        answers = {}
+        for key in keys:
+            cue = core(scene, key)
+            assert MATCHING_KEY_CLASSES[key.category_id - 1] == f"key_{list(CUES)[cue]}"
+            answers[cue] = rim(scene, key, (WHITE, BLACK))
+        assert len(answers) == len(keys)
+        if difficulty == "matching_key":
+            assert sorted(answers.values()) == [0, 0, 1, 1]  # their average is always the same
+            upper = [key for key in keys if key.mask[: len(key.mask) // 2].any()]
+            uppers += [answers[core(scene, key)] for key in upper]
+        assert 2 <= len(targets) <= 4
         for target in targets:
-            matching = by_core[nearest(scene.image[target.mask].mean(axis=0), PALETTE)]
-            assert target.category_id == matching.category_id + 2
-            classes.append(target.category_id)
-        rows = {key.category_id: np.nonzero(key.mask)[0].mean() for key in keys}
-        places.append(rows[1] < rows[2])
-        colours += [colour for colour, key in by_core.items() if key.category_id == 1]
-    # Neither the class alone nor place or core of a key gives the answer away.
-    assert 0.4 < np.mean(np.array(classes) == 3) < 0.6
-    assert 0.35 < np.mean(places) < 0.65
-    assert min(np.bincount(colours, minlength=len(PALETTE))) > 0.12 * NUM_IMAGES
+            cue = nearest(scene.image[target.mask].mean(axis=0), COLOURS)
+            expected = f"target_{list(CUES)[cue]}_{'ab'[answers[cue]]}"
+            assert MATCHING_KEY_CLASSES[target.category_id - 1] == expected
+            told.append(answers[cue])
+            cues.append((cue, answers[cue]))
+    # Neither a colour nor a place gives the answer away.
+    assert 0.4 < np.mean(told) < 0.6
+    if uppers:
+        assert 0.4 < np.mean(uppers) < 0.6
+    counts = np.array([[cues.count((cue, answer)) for answer in (0, 1)] for cue in range(5)])
+    assert (counts / counts.sum(axis=1, keepdims=True)).min() > 0.3
 
 
 @pytest.mark.parametrize("difficulty", DRAW)

@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from nl_detectron.data import (
-    FAR_CUE_CLASSES,
     KINDS,
+    MATCHING_KEY_CLASSES,
+    ONE_KEY_CLASSES,
     SHAPE_CLASSES,
     draw_people,
     draw_shapes,
@@ -27,7 +28,8 @@ OBJECTS = {
     "shapes": (2, 3),
     "people": (1, 2),
     "far_cue_one_key": (3, 5),
-    "far_cue_matching_key": (4, 6),
+    "far_cue_lone_key": (3, 5),
+    "far_cue_matching_key": (6, 8),
 }
 
 
@@ -69,7 +71,8 @@ def test_pycocotools_reads_the_set(generated):
     assert set(coco.dataset) == {"info", "licenses", "images", "annotations", "categories"}
     assert sorted(coco.imgs) == list(range(1, NUM_IMAGES + 1))
     assert sorted(coco.anns) == list(range(1, len(coco.anns) + 1))
-    names = {"shapes": list(SHAPE_CLASSES), "people": ["person"]}.get(kind, list(FAR_CUE_CLASSES))
+    names = {"shapes": SHAPE_CLASSES, "people": ["person"], "far_cue_one_key": ONE_KEY_CLASSES}
+    names = list(names.get(kind, MATCHING_KEY_CLASSES))
     assert [coco.cats[i + 1]["name"] for i in range(len(coco.cats))] == names
     if kind == "people":
         assert coco.cats[1]["keypoints"] == list(NAMES)
@@ -333,7 +336,7 @@ def test_two_processes_at_once(tmp_path):
         ({"size": (128, 63)}, r"size must be at least \(64, 64\) .*, not \(128, 63\)"),
         (
             {"kind": "far_cue_one_key", "size": (64, 128)},
-            r"at least \(64, 304\) \(height, width\) for far_cue_one_key, not \(64, 128\)",
+            r"at least \(64, 320\) \(height, width\) for far_cue_one_key, not \(64, 128\)",
         ),
         ({"seed": -1}, "seed must not be negative, but is -1"),
     ],

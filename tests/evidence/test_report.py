@@ -2,7 +2,7 @@ from pathlib import Path
 
 from nl_detectron import NonLocalBlock, Predictor
 from nl_detectron.data import builtin, generate
-from nl_detectron.evidence import VARIANTS, Run, report, write_report
+from nl_detectron.evidence import DIFFICULTIES, Run, report, variants_of, write_report
 
 import cv2
 import numpy as np
@@ -26,22 +26,22 @@ def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
     for seed, accuracy in ((1, 50.0), (2, 53.0)):
         fill(tmp_path, "plain", seed, accuracy)
     fill(tmp_path, "dot_product", 2, 99.0)
-    fill(tmp_path, "one_rate", 3, 60.0)
-    metrics = Run("one_key", "one_rate", 3).folder(tmp_path) / "metrics.json"
+    fill(tmp_path, "embedded_gaussian_one_rate", 3, 60.0)
+    metrics = Run("one_key", "embedded_gaussian_one_rate", 3).folder(tmp_path) / "metrics.json"
     metrics.write_text(f'{{"iteration": 19, "{report.ENTROPY}": 0.5}}\n{{"iteration": 39}}\n')
     fill(tmp_path, "dot_product", 9, 0.0)  # of a seed that does not count
     file = write_report(tmp_path, tmp_path / "docs", [1, 2, 3], "make evidence")
     text = file.read_text()
     assert "`make evidence`" in text and "THE COSTS" in text
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
-    cells = {
-        row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows[1 : len(VARIANTS) + 1]
-    }
+    rows = rows[1 : len(variants_of("one_key")) + 1]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    num_rows = sum(len(variants_of(difficulty)) for difficulty in DIFFICULTIES)
     assert cells["plain"][:3] == ["2 of 3", "51.5 (50.0 to 53.0)", "90.0 (90.0 to 90.0)"]
     assert cells["plain"][3] == "31.5 (31.0 to 32.0)"
     assert cells["dot product"][:2] == ["1 of 3", "99.0 (99.0 to 99.0)"]
     assert cells["Gaussian"][:3] == ["0 of 3", "not run yet", ""]
-    assert text.count("not run yet") == 2 * len(VARIANTS) - 3  # all of the other difficulty, too
+    assert text.count("not run yet") == num_rows - 3
     assert cv2.imread(str(tmp_path / "docs/evidence_one_key.png")) is not None
     assert cv2.imread(str(tmp_path / "docs/entropy_one_key.png")) is not None
     assert len(list((tmp_path / "docs").iterdir())) == 3
@@ -55,15 +55,15 @@ def test_attention_is_that_of_the_block(sub_sample, tmp_path):
     )
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
     predictor = Predictor(cfg, tmp_path / "model.pth", device="cpu")
-    image = np.random.default_rng(0).integers(0, 255, (64, 304, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (64, 320, 3), np.uint8)
     [block] = [m for m in predictor.model.modules() if isinstance(m, NonLocalBlock)]
     with torch.no_grad():
         block.theta.weight.normal_()
         seen = []
         block.register_forward_hook(lambda module, args, z: seen.append(args[0]))
-        weights = report.attention(predictor, image, (303.9, 20.0))
-        expected = block.affinity(seen[0])[0, 1 * 19 + 18]
-    assert weights.shape == ((2, 10) if sub_sample else (4, 19))
+        weights = report.attention(predictor, image, (319.9, 20.0))
+        expected = block.affinity(seen[0])[0, 1 * 20 + 19]
+    assert weights.shape == ((2, 10) if sub_sample else (4, 20))
     np.testing.assert_allclose(weights.ravel(), expected.numpy(), rtol=1e-3, atol=1e-6)
     assert weights.sum() == pytest.approx(1, abs=1e-5)
 
@@ -84,4 +84,4 @@ def test_attention_is_drawn(tmp_path, monkeypatch):
         assert report.draw_attention(tmp_path, "one_key", [4], file, num_images=2)
     finally:
         DatasetCatalog.remove(name)
-    assert cv2.imread(str(file)).shape == (2 * 64, 2 * 304, 3)
+    assert cv2.imread(str(file)).shape == (2 * 64, 2 * 320, 3)

@@ -12,7 +12,11 @@ OPTS = ("SOLVER.MAX_ITER", "2")
 
 def truth(*annotations):
     keys = ("image_id", "category_id", "bbox")
-    return {"annotations": [dict(zip(keys, a, strict=True)) for a in annotations]}
+    names = ("key", "target_x_a", "target_x_b", "target_y_a", "target_y_b")
+    return {
+        "annotations": [dict(zip(keys, a, strict=True)) for a in annotations],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names, start=1)],
+    }
 
 
 def detection(image_id, category_id, bbox, score):
@@ -21,18 +25,18 @@ def detection(image_id, category_id, bbox, score):
 
 def test_target_accuracy_in_closed_form():
     box, other = [10, 10, 20, 20], [50, 10, 20, 20]
-    targets = truth((1, 3, box), (1, 4, other), (2, 4, box), (2, 1, other))
+    targets = truth((1, 2, box), (1, 3, other), (2, 3, box), (2, 1, other))
     assert run.target_accuracy(targets, [])[1] == 0
     assert math.isnan(run.target_accuracy(targets, [])[0])
     found = [
-        detection(1, 3, [11, 10, 20, 20], 0.9),  # right
-        detection(1, 4, box, 0.8),  # wrong, but of a lower score
-        detection(1, 3, other, 0.6),  # wrong
-        detection(2, 4, [24, 10, 20, 20], 0.9),  # too far off: an IoU of 0.18
+        detection(1, 4, [11, 10, 20, 20], 0.9),  # the right answer, a, though of another colour
+        detection(1, 3, box, 0.8),  # wrong, but of a lower score
+        detection(1, 2, other, 0.6),  # wrong
+        detection(2, 3, [24, 10, 20, 20], 0.9),  # too far off: an IoU of 0.18
         detection(2, 1, box, 0.99),  # of a key: says nothing of the target
     ]
     assert run.target_accuracy(targets, found) == (1 / 2, 2 / 3)
-    found.append(detection(2, 4, box, 0.1))
+    found.append(detection(2, 3, box, 0.1))
     assert run.target_accuracy(targets, found) == (2 / 3, 1)
 
 
@@ -44,7 +48,7 @@ def test_curves_are_read(tmp_path):
     ]
     file = tmp_path / "metrics.json"
     file.write_text("\n".join(map(json.dumps, records)))
-    assert run.read_curve(file) == [(199, 5.0, 85.0)]
+    assert run.read_curve(file, list(figures)) == [(199, 5.0, 85.0)]
 
 
 def write_result(work: Run, output, **values):

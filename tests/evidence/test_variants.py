@@ -2,11 +2,12 @@ from nl_detectron import NonLocalBlock
 from nl_detectron.analysis import count_flops, count_parameters, largest_input
 from nl_detectron.data.far_cue import FAR_CUE_SIZE
 from nl_detectron.engine.setup import check_model
-from nl_detectron.evidence import DIFFICULTIES, VARIANTS
+from nl_detectron.evidence import DIFFICULTIES, VARIANTS, variants_of
 from nl_detectron.evidence.variants import build_cfg
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 
@@ -21,13 +22,15 @@ def costs(variant) -> tuple[int, int]:
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_all_variants_have_the_same_data_and_schedule(difficulty):
-    cfgs = [build_cfg(variant, difficulty, seed=7) for variant in VARIANTS]
+    cfgs = [build_cfg(variant, difficulty, seed=7) for variant in variants_of(difficulty)]
     for cfg in cfgs:
         check_model(cfg)
         assert cfg.DATASETS == cfgs[0].DATASETS and cfg.INPUT == cfgs[0].INPUT
         assert cfg.SEED == 7
         assert cfg.DATASETS.TEST[0] == f"far_cue_{difficulty}_val"
         assert f"far_cue_{difficulty}_train" in cfg.DATASETS.TRAIN
+        [meta] = [MetadataCatalog.get(name) for name in cfg.DATASETS.TEST]
+        assert len(meta.thing_classes) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
         solver, first = cfg.SOLVER.clone(), cfgs[0].SOLVER.clone()
         for node in (solver, first):
             del node["NON_LOCAL_LR_FACTOR"], node["NON_LOCAL_PAIRWISE_LR_FACTOR"]
@@ -59,6 +62,16 @@ def test_uniform_attention_is_a_global_average():
         block.out.weight.normal_()
         added = block(x) - x
     torch.testing.assert_close(added, added[..., :1, :1].expand_as(added), rtol=1e-4, atol=1e-5)
+
+
+def test_all_blocks_are_trained_alike_but_in_the_ablation():
+    for name, variant in VARIANTS.items():
+        if "non_local" in variant.options.get("MODEL.BACKBONE.NAME", ""):
+            cfg = build_cfg(name, "one_key", seed=1)
+            ablated = name.endswith(("_one_rate", "_released", "_neither"))
+            settings = cfg.MODEL.NON_LOCAL.INIT, cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR
+            assert (settings == ("similarity", 0.1)) == (not ablated), name
+            assert cfg.SOLVER.NON_LOCAL_LR_FACTOR == 1
 
 
 def test_numbers_of_blocks():

@@ -137,6 +137,37 @@ def test_zero_start_can_be_left():
         assert gradient.abs().max() > 0
 
 
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+@pytest.mark.parametrize("pairwise", PAIRWISE_FUNCTIONS)
+def test_similarity_init(pairwise, dimension):
+    torch.manual_seed(0)
+    options = {"pairwise": pairwise, "dimension": dimension, "sub_sample": False}
+    block = NonLocalBlock(256, init="similarity", **options)
+    x = torch.randn(2, 256, *(3,) * dimension)
+    assert torch.equal(block(x), x)  # the identity all the same
+    if pairwise == "gaussian":
+        return  # nothing to embed
+    for layer in (block.theta, block.phi):
+        assert layer.weight.std().item() == pytest.approx(1 / 16, rel=0.02)
+        assert not layer.bias.any()
+    assert torch.equal(block.theta.weight, block.phi.weight)
+    assert block.theta.weight.data_ptr() != block.phi.weight.data_ptr()
+    if pairwise == "concatenation":
+        assert block.w_f.std().item() == pytest.approx(1 / 16, rel=0.2)
+        return
+    # Each position relates most to itself among random ones.
+    weights = block.affinity(x)
+    assert (weights.argmax(dim=-1) == torch.arange(weights.shape[1])).all()
+    normal = NonLocalBlock(256, **options)
+    assert normal.theta.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not torch.equal(normal.theta.weight, normal.phi.weight)
+
+
+def test_unknown_init():
+    with pytest.raises(ValueError, match="init must be one of .*'similarity'.*, got 'kaiming'"):
+        NonLocalBlock(8, init="kaiming")
+
+
 def test_without_zero_init_is_not_the_identity():
     x = torch.randn(2, 32, 7, 6)
     assert not torch.equal(NonLocalBlock(32, zero_init=False)(x), x)
