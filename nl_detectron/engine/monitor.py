@@ -31,8 +31,8 @@ class NonLocalMonitor(HookBase):
     - ``non_local/res4.nl4/output_ratio``: how much it adds, ||z - x|| / ||x||.
 
     They are of a few query positions in the first image of the batch, hence cheap, and change
-    nothing about the training. Where the entropy falls so low in the first iterations that queries
-    see fewer than two keys on average, a warning says so, once for each block.
+    nothing about the training. Where in the first iterations all queries look at one and the same
+    key, a warning says so, once for each block.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class NonLocalMonitor(HookBase):
             model: whose blocks are watched.
             period: iterations from one record to the next.
             num_queries: query positions for the entropy, evenly spaced over the map.
-            warn_until: the iteration up to which a collapse is warned of. Later, attention to a
-                single key can be what has been learned.
+            warn_until: the iteration up to which a collapse is warned of. Later, attention of all
+                to a single key can be what has been learned.
         """
         if period < 1 or num_queries < 1:
             raise ValueError(
@@ -85,7 +85,8 @@ class NonLocalMonitor(HookBase):
             entropy = attention_entropy(affinity)
             storage.put_scalar(f"non_local/{name}/entropy", entropy, smoothing_hint=False)
             if block.theta is not None:  # the Gaussian has no embeddings that could run away
-                self._warn_of_collapse(name, keys**entropy, keys)
+                seen = keys ** attention_entropy(affinity.mean(dim=1))
+                self._warn_of_collapse(name, seen, keys)
 
         return record
 
@@ -95,8 +96,9 @@ class NonLocalMonitor(HookBase):
             self._warned.add(name)
             logger.warning(
                 f"The attention of non-local block {name} has collapsed: at iteration {iteration} "
-                f"its queries see {effective:.1f} of {keys} positions. It may not recover; lower "
-                "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR (0.03 is a good start with AdamW) or BASE_LR"
+                f"all queries see the same {effective:.1f} of {keys} positions, maybe for good. "
+                'From random weights, use MODEL.NON_LOCAL.INIT "similarity" and a lower '
+                "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR, such as 0.1"
             )
 
 

@@ -38,7 +38,7 @@ DIFFICULTIES = {
         len(MATCHING_KEY_CLASSES),
         ("far_cue_lone_key_train", "far_cue_matching_key_train"),
         "far_cue_matching_key_val",
-        600,
+        900,
     ),
 }
 

@@ -106,8 +106,7 @@ def test_without_instances_or_with_one_key(n, size):
 def test_a_collapse_is_warned_of_once(log):
     model = Model(sub_sample=False, use_scale=False)
     with torch.no_grad():
-        for layer in (model.backbone.nl4.theta, model.backbone.nl4.phi):
-            layer.weight.normal_(std=10.0)
+        model.backbone.nl4.theta.bias.fill_(1000.0)  # all look where the sum of phi is largest
     train(model, 3, period=1)
     [warning] = {r.message for r in log.records if r.levelno == logging.WARNING}
     assert "non-local block nl4 has collapsed: at iteration 0" in warning
@@ -117,8 +116,13 @@ def test_a_collapse_is_warned_of_once(log):
     assert not log.records
 
 
-def test_no_warning_without_a_collapse(log):
-    train(Model(), 3, period=1)
+@pytest.mark.parametrize("std", [0.01, 10.0])  # attention to all keys, and to one each
+def test_no_warning_without_a_collapse(log, std):
+    model = Model(sub_sample=False)
+    with torch.no_grad():
+        model.backbone.nl4.theta.weight.normal_(std=std)
+        model.backbone.nl4.phi.weight.copy_(model.backbone.nl4.theta.weight)
+    train(model, 3, period=1)
     assert not [r for r in log.records if r.levelno == logging.WARNING]
 
 
