@@ -15,12 +15,11 @@ KEY_ZONE, TARGET_ZONE = 64, 80  # pixels from either end, in which all of a key 
 
 WHITE, BLACK = (245, 245, 245), (15, 15, 15)  # BGR
 RED, GREEN = (40, 40, 220), (40, 190, 40)
-CUES = {
+CUES = {  # as many as there are keys
     "red": (25, 25, 240),
     "yellow": (25, 220, 220),
-    "green": (110, 240, 25),
+    "green": (60, 220, 25),
     "blue": (240, 110, 25),
-    "purple": (240, 25, 200),
 }
 ONE_KEY_CLASSES = ("key_a", "key_b", "target_a", "target_b")
 MATCHING_KEY_CLASSES = (
@@ -55,9 +54,8 @@ def draw_matching_key(
     """Draws keys with cores of different colours, and targets in those colours.
 
     A key has a white rim, answer a, or a black one, answer b. A target's answer is that of the key
-    whose core has its colour. Of four keys two have each answer; which colours there are, which
-    answer goes with which of them and which key is where changes from image to image. The average
-    of the keys says nothing.
+    whose core has its colour. Of four keys two have each answer; which of them and which key is
+    where changes from image to image. The average of the keys says nothing.
 
     Args:
         rng, size: as for :func:`draw_one_key`.

@@ -65,7 +65,7 @@ def write_report(output: Path, docs: Path, seeds: Sequence[int], command: str) -
         parts.append(
             f"## {task.title}\n\n{_TASKS[difficulty]}\n{task.iterations} iterations a run."
         )
-        if any(results[name] for name in PLOTTED):
+        if any(results.get(name) for name in PLOTTED):
             plot_results(results, docs / f"evidence_{difficulty}.png", title=task.title)
             parts.append(f"![Curves and accuracies](evidence_{difficulty}.png)")
             if draw_attention(output, difficulty, seeds, docs / f"attention_{difficulty}.png"):
@@ -126,7 +126,7 @@ def plot_results(results: Results, file: Path, *, title: str) -> None:
     """Target AP over the training, mean and spread over seeds, and each seed's final accuracy."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     curves, points = figure.subplots(1, 2, width_ratios=(3, 2))
-    shown = [name for name in PLOTTED if results[name]]
+    shown = [name for name in PLOTTED if results.get(name)]
     for row, name in enumerate(shown):
         found, colour = results[name], f"C{PLOTTED.index(name)}"
         iterations = [0, *(point[0] for point in found[0]["curve"])]
@@ -237,9 +237,11 @@ _INTRODUCTION = """\
 This page is written by `{command}`. It generates strips on which the class of what stands at
 one end, the *targets*, is told by what stands at the other end, the *keys*, at least {gap} pixels
 away: farther than the plain model sees. Detectors are trained from random weights on them, with the
-same data, iterations, optimiser and base learning rate (the factors on it are those of README.md),
-with up to {num_seeds} seeds, none of which was used in choosing any setting. A cell is the mean
-over the seeds that were run (and the minimum to the maximum).
+same data, iterations, optimiser and base learning rate, with up to {num_seeds} seeds, none of which
+was used in choosing any setting. A cell is the mean over the seeds that were run (and the minimum
+to the maximum). Blocks start and learn as README.md says (`INIT similarity`, theta, phi and w_f at
+a tenth of the learning rate), except in the ablation: *released init* is `INIT normal`, *one
+learning rate* has no factor.
 
 - *Target accuracy*: of the targets that are found (by a detection that overlaps them with an IoU of
   0.5 or more), those whose answer is right. There are two, so chance is 50 %.
@@ -257,8 +259,7 @@ _ENTROPY = """\
 ![Entropy of attention](entropy_{difficulty}.png)
 
 *The entropy of the block's attention during training, 1 for uniform attention and 0 for attention
-to a single position. With one learning rate for all layers, AdamW collapses the embedded Gaussian's
-within the first iterations.*"""
+to a single position, which differs from query to query unless attention has collapsed.*"""
 
 _COSTS = """\
 How far a model sees beyond the border of a target is found by experiment on the built model, its

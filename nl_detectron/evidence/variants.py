@@ -105,8 +105,8 @@ DOT_PRODUCT, CONCATENATION = _non_local("dot_product"), _non_local("concatenatio
 EASY = ("one_key",)  # for what need not be shown twice
 VARIANTS = {
     "plain": Variant("plain"),
-    "deeper": Variant("plain, one residual block deeper", _backbone("deeper_resnet")),
-    "wider": Variant("plain, wider", {"MODEL.RESNETS.WIDTH_PER_GROUP": 10}),
+    "deeper": Variant("plain, one residual block deeper", _backbone("deeper_resnet"), EASY),
+    "wider": Variant("plain, wider", {"MODEL.RESNETS.WIDTH_PER_GROUP": 10}, EASY),
     "uniform": Variant("uniform attention", {**EMBEDDED, **_backbone("uniform_attention_resnet")}),
     "embedded_gaussian": Variant("embedded Gaussian", EMBEDDED),
     "dot_product": Variant("dot product", DOT_PRODUCT),
@@ -132,10 +132,10 @@ VARIANTS = {
     "plain_masks": Variant("plain, masks on", MASKS, EASY),
     "embedded_gaussian_masks": Variant("embedded Gaussian, masks on", {**EMBEDDED, **MASKS}, EASY),
     "embedded_gaussian_one_rate": Variant(
-        "embedded Gaussian, one learning rate", {**EMBEDDED, **ONE_RATE}
+        "embedded Gaussian, one learning rate", {**EMBEDDED, **ONE_RATE}, EASY
     ),
     "embedded_gaussian_released": Variant(
-        "embedded Gaussian, released init", {**EMBEDDED, **RELEASED}
+        "embedded Gaussian, released init", {**EMBEDDED, **RELEASED}, EASY
     ),
     "embedded_gaussian_neither": Variant(
         "embedded Gaussian, released init, one learning rate",

@@ -110,7 +110,7 @@ def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(difficulty
     assert 0.4 < np.mean(told) < 0.6
     if uppers:
         assert 0.4 < np.mean(uppers) < 0.6
-    counts = np.array([[cues.count((cue, answer)) for answer in (0, 1)] for cue in range(5)])
+    counts = np.array([[cues.count((cue, answer)) for answer in (0, 1)] for cue in range(4)])
     assert (counts / counts.sum(axis=1, keepdims=True)).min() > 0.3
 
 
