@@ -21,6 +21,7 @@ from .pairwise import PAIRWISE_FUNCTIONS, affinity, non_local
 # The paper's released code draws the embeddings from a Gaussian of this standard deviation.
 EMBEDDING_STD = 0.01
 INITS = ("normal", "similarity")
+SIMILARITY_GAIN = 0.5  # a softer start than 1, which would have each position see itself alone
 
 
 class NonLocalBlock(CNNBlockBase):
@@ -58,9 +59,10 @@ class NonLocalBlock(CNNBlockBase):
                 of their number of channels, as the paper's released code does.
             norm: normalisation after W_z, as for :func:`detectron2.layers.get_norm`.
             init: how theta, phi and w_f start. "normal" draws them with a standard deviation of
-                0.01, as the paper's released code does. "similarity" draws them with that of
-                fan-in ** -0.5 and makes phi equal to theta, so that f starts as a projection of the
-                Gaussian's x_i^T x_j, highest among like positions: for training from scratch.
+                0.01, as the paper's released code does. "similarity", for training from scratch,
+                draws theta with one of 0.5 * C ** -0.5 and makes phi equal to it, so that f starts
+                as a projection of the Gaussian's x_i^T x_j, highest among like positions; in the
+                concatenation, which can compare no two positions, f starts positive for all.
             zero_init: start as the identity: gamma of ``norm`` zero or, without a norm, W_z zero.
 
         Raises:
@@ -124,10 +126,15 @@ class NonLocalBlock(CNNBlockBase):
         if self.w_f is not None:
             nn.init.normal_(self.w_f, std=EMBEDDING_STD)
         if init == "similarity" and self.theta is not None and self.phi is not None:
-            nn.init.normal_(self.theta.weight, std=self.in_channels**-0.5)
-            self.phi.load_state_dict(self.theta.state_dict())
+            nn.init.normal_(self.theta.weight, std=SIMILARITY_GAIN * self.in_channels**-0.5)
             if self.w_f is not None:
+                # Weights that are not negative, times features after a ReLU: with signs at random,
+                # one draw in two would start with an f that is zero everywhere, and stay there.
                 nn.init.normal_(self.w_f, std=self.w_f.numel() ** -0.5)
+                with torch.no_grad():
+                    self.w_f.abs_()
+                    self.theta.weight.abs_()
+            self.phi.load_state_dict(self.theta.state_dict())
         if zero_init:
             nn.init.zeros_(self.out.weight if self.norm is None else self.norm.weight)
 
