@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import os
 from pathlib import Path
 
 from nl_detectron import evaluation
@@ -14,9 +15,11 @@ import detectron2.evaluation
 import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
+from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+REAL = os.environ.get("NL_DETECTRON_COCO_CCBY")  # a folder: see test_real_images.py
 TASKS = {"bbox": "instances", "segm": "instances", "keypoints": "person_keypoints"}
 
 pytestmark = pytest.mark.skipif(
@@ -105,6 +108,28 @@ def test_figures_are_those_of_pycocotools(task, folders):
     assert len(actual.stats) == (10 if task == "keypoints" else 12)
     assert 0.2 < actual.stats[0] < 0.7
     assert np.isfinite(actual.stats).all() and (actual.stats > 0).all()
+
+
+@pytest.mark.skipif(not REAL, reason="NL_DETECTRON_COCO_CCBY names no folder of COCO images")
+@pytest.mark.parametrize("task", TASKS)
+def test_figures_on_real_annotations(task):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(Path(REAL, f"{TASKS[task]}.json")))
+    assert any(annotation["iscrowd"] for annotation in truth.anns.values())
+    rng, results = np.random.default_rng(0), []
+    for annotation in [*truth.anns.values()] * 3:
+        mask = mask_util.decode(truth.annToRLE(annotation))
+        moved = mask_util.encode(np.asfortranarray(np.roll(mask, rng.integers(-6, 7, 2), (0, 1))))
+        result = {key: annotation[key] for key in ("image_id", "category_id")}
+        result |= {"score": round(rng.uniform(), 1), "segmentation": moved}
+        result |= {"bbox": (annotation["bbox"] + rng.normal(0, 5, 4)).clip(1).tolist()}
+        if task == "keypoints":
+            points = np.reshape(annotation["keypoints"], (17, 3)) + rng.normal(0, 3, (17, 3))
+            result |= {"keypoints": points.ravel().tolist()}
+        results.append(result)
+    actual = evaluate(truth, results, task)
+    assert_same(actual, reference(truth, results, task))
+    assert 0 < actual.stats[0] < 1
 
 
 @pytest.mark.parametrize("limit", [3, 30, 300])
