@@ -41,7 +41,8 @@ setup(
     ],
     extras_require={
         "app": ["gradio>=6"],  # tools/app.py
+        "fast": ["hotcoco>=1.3,<2"],  # COCO evaluation
         "track": ["scipy"],  # tools/predict.py --track: Detectron2's trackers import it
-        "dev": ["pytest>=8", "ruff>=0.15", "playwright", "scipy", "supervision"],
+        "dev": ["pytest>=8", "ruff>=0.15", "hotcoco", "playwright", "scipy", "supervision"],
     },
 )

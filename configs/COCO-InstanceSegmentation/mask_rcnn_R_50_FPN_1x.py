@@ -1,5 +1,7 @@
 """Paper, Table 5, "R50, baseline", by Detectron2's own parts."""
 
+from nl_detectron.evaluation import COCOEvaluator
+
 from detectron2.model_zoo import get_config
 
 dataloader = get_config("common/data/coco.py").dataloader
@@ -8,5 +10,6 @@ model = get_config("common/models/mask_rcnn_fpn.py").model
 optimizer = get_config("common/optim.py").SGD
 train = get_config("common/train.py").train
 
+dataloader.evaluator._target_ = COCOEvaluator
 model.backbone.bottom_up.freeze_at = 2
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"

@@ -14,7 +14,6 @@ from detectron2.engine import DefaultTrainer, create_ddp_model, defaults, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
@@ -28,6 +27,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
+from ..evaluation import COCOEvaluator
 from ..log import logger
 from ..solver import build_optimizer
 from .monitor import NonLocalMonitor

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
 from nl_detectron.engine import Trainer, build_evaluator, load_cfg
+from nl_detectron.evaluation import COCOEvaluator
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
-    COCOEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
 )

@@ -1,28 +1,15 @@
 """No kernel may hold the matrix of all pairs of positions."""
 
 from nl_detectron import NonLocalBlock
+from nl_detectron.benchmark.measure import peak_memory
 from nl_detectron.layers import PAIRWISE_FUNCTIONS
 
 import pytest
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 HEIGHT, WIDTH, CHANNELS = 50, 84, 64
 NUM_POSITIONS = HEIGHT * WIDTH
 MATRIX_BYTES = NUM_POSITIONS**2 * 4  # 70.6 MB, all pairs in single precision
-
-
-def peak_bytes(run) -> int:
-    """The most memory that was allocated at once while running, above what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    total = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
-            total += event.nbytes()
-            peak = max(peak, total)
-    return peak
 
 
 def step(block: NonLocalBlock, x: torch.Tensor, training: bool) -> None:
@@ -36,7 +23,7 @@ def step(block: NonLocalBlock, x: torch.Tensor, training: bool) -> None:
 def test_the_measure_sees_a_full_matrix():
     block = NonLocalBlock(CHANNELS, sub_sample=False)
     x = torch.randn(1, CHANNELS, HEIGHT, WIDTH)
-    assert peak_bytes(lambda: block.affinity(x)) >= MATRIX_BYTES
+    assert peak_memory(lambda: block.affinity(x)) >= MATRIX_BYTES
 
 
 @pytest.mark.parametrize("pairwise", PAIRWISE_FUNCTIONS)
@@ -47,7 +34,7 @@ def test_peak_memory_is_a_few_maps(pairwise, training, channels_last):
     x = torch.randn(1, CHANNELS, HEIGHT, WIDTH)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
-    peak = peak_bytes(lambda: step(block, x, training))
+    peak = peak_memory(lambda: step(block, x, training))
     assert peak < MATRIX_BYTES / 4
     # In maps of the input's size; the rest of the allowance is the kernels' own bounded tiles.
     assert peak < (20 if training else 8) * x.nbytes + 4e6
@@ -58,4 +45,4 @@ def test_peak_memory_of_the_res4_of_r50():
     x = torch.randn(1, 1024, HEIGHT, WIDTH)
     for pairwise in ("gaussian", "embedded_gaussian"):
         block = NonLocalBlock(1024, pairwise=pairwise, sub_sample=False)
-        assert peak_bytes(lambda block=block: step(block, x, False)) < 7 * x.nbytes
+        assert peak_memory(lambda block=block: step(block, x, False)) < 7 * x.nbytes

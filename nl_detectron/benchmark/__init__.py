@@ -1,0 +1,3 @@
+from .suites import SUITES, benchmark
+
+__all__ = ["SUITES", "benchmark"]

@@ -1,0 +1,93 @@
+"""Time and memory of functions, side by side."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # large enough for the best rate of a matrix product
+
+
+class MatrixProduct:
+    """A large matrix product: what the machine reaches at best, to run among other functions.
+
+    Attributes:
+        flops: operations of one call, a multiply-add counted as two.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: str):
+        size = MATRIX_SIZE[device]
+        self.flops = 2 * size**3
+        self._a, self._b = torch.randn(2, size, size, device=device).to(dtype)
+        self._product = torch.empty_like(self._a)
+
+    def __call__(self) -> None:
+        torch.mm(self._a, self._b, out=self._product)
+
+
+def alternate(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 3.0,
+    at_least: int = 3,
+    at_most: int = 100,
+    device: str = "cpu",
+) -> dict[str, float]:
+    """Median time of each function, in seconds, over runs in turns: a, b, c, a, b, c, ...
+
+    What slows the machine for a while then slows all of them. One round goes before, uncounted.
+
+    Args:
+        functions: what to run, by name.
+        seconds: how long the rounds may take altogether.
+        at_least: rounds even if they take longer.
+        at_most: rounds even if there is time left.
+        device: on ``cuda`` each run is waited for.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        _time(function, device)
+    rounds, end = 0, time.perf_counter() + seconds
+    while rounds < at_least or (rounds < at_most and time.perf_counter() < end):
+        for name, function in functions.items():
+            times[name].append(_time(function, device))
+        rounds += 1
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(function: Callable[[], object], *, device: str = "cpu") -> int:
+    """Bytes allocated at once at most while ``function`` runs, beyond what was there before.
+
+    Exact: on CUDA from PyTorch's allocator; on CPU every allocation and release of a tensor's
+    memory is recorded and summed. Scratch memory inside MKL and oneDNN is not PyTorch's and not
+    counted. What ``function`` returns counts.
+    """
+    if device != "cpu":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = function()
+    del result  # only now, after the recording
+    total = peak = 0
+    for event in profiler.profiler.kineto_results.events():  # in the order of time
+        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak
+
+
+def _time(function: Callable[[], object], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

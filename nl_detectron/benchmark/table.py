@@ -1,0 +1,55 @@
+"""Tables of what was measured, and the machine it was measured on."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+NOT_MEASURED = "not measured"  # a cell for which this machine lacks something
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table and what a reader needs to know about it.
+
+    Attributes:
+        title: its heading.
+        text: what was measured, how, and the goal; Markdown.
+        header: names of the columns.
+        rows: as many cells each as the header has.
+    """
+
+    title: str
+    text: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(f"{self.title}: {list(row)} has not the {len(self.header)} cells")
+
+    def markdown(self) -> str:
+        """A section in Markdown."""
+        rows = tabulate(self.rows, self.header, tablefmt="github", disable_numparse=True)
+        return f"## {self.title}\n\n{self.text}\n\n{rows}\n"
+
+
+def machine(device: str) -> str:
+    """The processor, its cores and threads in use, and PyTorch's version, in words."""
+    name = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    if device != "cpu":
+        name = f"{torch.cuda.get_device_name(device)} ({name})"
+    return f"{name}, {platform.system()}, PyTorch {torch.__version__}"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")  # platform.processor() is often empty on Linux
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
