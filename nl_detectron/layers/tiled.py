@@ -22,9 +22,10 @@ SQUARE_SIDE = 512
 def tiled_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """softmax(scale * theta phi^T) g, some rows of the (L, M) matrix at a time.
 
-    For the backward pass, rows are kept as far as they take no more memory than the operands; the
-    others are computed anew there. Where queries and keys are one tensor, and not all rows fit,
-    the symmetry of the logits is used instead.
+    For the backward pass, all rows are kept if they take no more memory than the operands, and of
+    sub-sampled keys at least as many as take that of the queries; other rows are computed anew
+    there. Where queries and keys are one tensor, and not all rows fit, the symmetry of the logits
+    is used instead.
 
     Args:
         theta: queries (N, L, D).
@@ -39,7 +40,10 @@ def tiled_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor
     kept_rows = 0
     if torch.is_grad_enabled() and (theta.requires_grad or phi.requires_grad or g.requires_grad):
         operands = num_queries * theta.shape[2] + num_keys * (phi.shape[2] + g.shape[2])
-        kept_rows = min(num_queries, operands // num_keys)
+        if num_queries * num_keys <= operands:
+            kept_rows = num_queries
+        elif num_keys < num_queries:
+            kept_rows = min(num_queries, num_queries * theta.shape[2] // num_keys)
         if theta is phi and kept_rows < num_queries:
             return _SymmetricSoftmax.apply(theta, g, scale)[0]
     return _TiledSoftmax.apply(theta, phi, g, scale, kept_rows)[0]
@@ -127,9 +131,9 @@ class _SymmetricSoftmax(torch.autograd.Function):
         if dy is None:
             return None, None, None
         x, g, y, log_sums = ctx.saved_tensors
-        dx, dg = torch.zeros_like(x), torch.zeros_like(g)
         # What the softmax's normalisation takes from the gradient of each row's logits
         mean = (dy * y).sum(2, keepdim=True, dtype=log_sums.dtype)
+        dx, dg = torch.zeros_like(x), torch.zeros_like(g)
         squares = x.new_empty(2, SQUARE_SIDE * SQUARE_SIDE)
         for n, i, j in _pairs(x):
             logits, product = squares[:, : _length(i) * _length(j)].unflatten(
