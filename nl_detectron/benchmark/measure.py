@@ -38,7 +38,8 @@ def alternate(
 ) -> dict[str, float]:
     """Median time of each function, in seconds, over runs in turns: a, b, c, a, b, c, ...
 
-    What slows the machine for a while then slows all of them. One round goes before, uncounted.
+    What slows the machine for a while then slows all of them. The first round does not count where
+    there was time for more than are asked for; of three slow ones the median does without it.
 
     Args:
         functions: what to run, by name.
@@ -48,14 +49,13 @@ def alternate(
         device: on ``cuda`` each run is waited for.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        _time(function, device)
     rounds, end = 0, time.perf_counter() + seconds
     while rounds < at_least or (rounds < at_most and time.perf_counter() < end):
         for name, function in functions.items():
             times[name].append(_time(function, device))
         rounds += 1
-    return {name: statistics.median(values) for name, values in times.items()}
+    first = 1 if rounds > at_least else 0
+    return {name: statistics.median(values[first:]) for name, values in times.items()}
 
 
 def peak_memory(function: Callable[[], object], *, device: str = "cpu") -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, get_norm
 from torch import Tensor, nn
 
-from .pairwise import PAIRWISE_FUNCTIONS, affinity, non_local
+from .pairwise import DISTRIBUTIONS, PAIRWISE_FUNCTIONS, affinity, non_local, sizes_are_symbolic
 
 # The paper's released code draws the embeddings from a Gaussian of this standard deviation.
 EMBEDDING_STD = 0.01
@@ -85,6 +85,7 @@ class NonLocalBlock(CNNBlockBase):
             raise ValueError(f"dimension must be 1, 2 or 3, got {dimension!r}")
         self.inner_channels = inner_channels
         self.pairwise = pairwise
+        self.is_distribution = pairwise in DISTRIBUTIONS  # f over its keys sums to 1
         self.dimension = dimension
         self.sub_sample = sub_sample
         self.use_scale = use_scale
@@ -149,9 +150,12 @@ class NonLocalBlock(CNNBlockBase):
         Raises:
             ValueError: if x does not have ``dimension`` + 2 axes.
         """
-        theta, phi, g = self._embed(x)
-        y = non_local(self.pairwise, theta, phi, g, self.scale)  # (N, L, D)
-        return x + self._project_out(y, x)
+        y = self._aggregate(x)
+        z = self._project_out(y, x)
+        if z.dtype == x.dtype and not z.requires_grad and not sizes_are_symbolic():
+            return z.add_(x)  # no other map is needed
+        # Under autocast: the residual connection stays in x's precision
+        return x + z.to(x.dtype)
 
     def affinity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """How strongly positions draw on each other: f(x_i, x_j) / C(x) of eq. 1.
@@ -188,20 +192,33 @@ class NonLocalBlock(CNNBlockBase):
             assert theta_bias is not None and phi_bias is not None and g_bias is not None
             bias = torch.cat([theta_bias, phi_bias, g_bias])
             embedded = F.linear(tokens, weight, bias)  # (N, L, 3D)
-            theta = embedded[..., : self.inner_channels]
-            keys = embedded[..., self.inner_channels :]  # phi and g
+            theta, keys = embedded.split([self.inner_channels, 2 * self.inner_channels], -1)
+            if self.sub_sample:
+                keys = self._max_pool(keys, x)
+            phi, g = keys.split(self.inner_channels, -1)
         else:
-            theta = tokens.contiguous()
-            g = F.linear(theta, self.g.weight.flatten(1), self.g.bias)
-            keys = torch.cat([theta.to(g.dtype), g], dim=-1)
-        if self.sub_sample:
-            keys = self._max_pool(keys, x)
-        phi = keys[..., : -self.inner_channels]
-        g = keys[..., -self.inner_channels :]
+            g = F.linear(tokens, self.g.weight.flatten(1), self.g.bias)
+            theta = tokens.to(g.dtype)
+            phi = theta
+            if self.sub_sample:
+                phi, g = self._max_pool(theta.contiguous(), x), self._max_pool(g, x)
         if self.w_f is not None:
             w_theta, w_phi = self.w_f.unsqueeze(-1).chunk(2)  # (D, 1) each
             theta, phi = torch.matmul(theta, w_theta), torch.matmul(phi, w_phi)
         return theta, phi, g
+
+    def _aggregate(self, x: Tensor) -> Tensor:
+        """y, (N, L, D), of x (N, C, *S); the embeddings are released on return.
+
+        Where f is no distribution, y can leave float16's range, and is in single precision.
+        """
+        theta, phi, g = self._embed(x)
+        if g.dtype == torch.float16 and not self.is_distribution:
+            theta, phi, g = theta.float(), phi.float(), g.float()
+            if not torch.jit.is_scripting():
+                with torch.autocast(x.device.type, enabled=False):
+                    return non_local(self.pairwise, theta, phi, g, self.scale)
+        return non_local(self.pairwise, theta, phi, g, self.scale)
 
     def _max_pool(self, keys: Tensor, x: Tensor) -> Tensor:
         """Halves (N, L, channels) to (N, M, channels) along the axes of space in x (N, C, *S)."""
@@ -212,31 +229,43 @@ class NonLocalBlock(CNNBlockBase):
         elif self.dimension == 3:
             frames, height, width = x.shape[2], x.shape[3], x.shape[4]
         keys = keys.reshape(x.shape[0] * frames, height, width, keys.shape[-1])
-        keys = torch.maximum(keys[:, ::2], _shifted(keys, 1))
-        keys = torch.maximum(keys[:, :, ::2], _shifted(keys, 2))
+        if sizes_are_symbolic():
+            # Unlike max_pool2d, it can be exported for odd and even sizes (of 3 and more) at once.
+            keys = torch.maximum(keys[:, ::2], _shifted(keys, 1))
+            keys = torch.maximum(keys[:, :, ::2], _shifted(keys, 2))
+        else:
+            # Seen as channels last, so that nothing is copied before or after.
+            keys = F.max_pool2d(keys.permute(0, 3, 1, 2), 2, 2, ceil_mode=True)
+            keys = keys.permute(0, 2, 3, 1)
         return keys.reshape(x.shape[0], frames * keys.shape[1] * keys.shape[2], keys.shape[3])
 
     def _project_out(self, y: Tensor, x: Tensor) -> Tensor:
         """norm(W_z y), (N, C, *S), of y (N, L, D)."""
-        weight, bias = self.out.weight.flatten(1), self.out.bias
-        if x.stride(1) == 1:  # channels last
-            z = F.linear(y, weight, bias).transpose(1, 2)  # (N, C, L)
+        if y.dtype == torch.float32 and not torch.jit.is_scripting():
+            with torch.autocast(x.device.type, enabled=False):  # which would take y to half
+                z = self._apply_w_z(y, x)
         else:
-            z = torch.bmm(weight.expand(y.shape[0], -1, -1), y.transpose(1, 2))
-            if bias is not None:
-                z = z + bias.unsqueeze(-1)
+            z = self._apply_w_z(y, x)
         if self.norm is not None:
             # Detectron2's norms are for images; they see any positions as an image L high.
+            if z.dtype == torch.float32:
+                z = z.to(self.out.weight.dtype)
             z = self.norm(z.unsqueeze(-1))
         return z.reshape(x.shape)
 
+    def _apply_w_z(self, y: Tensor, x: Tensor) -> Tensor:
+        """W_z y, (N, C, L), in y's precision and x's memory format."""
+        weight, bias = self.out.weight.flatten(1).to(y.dtype), self.out.bias
+        bias = None if bias is None else bias.to(y.dtype)
+        if x.stride(1) == 1:  # channels last
+            return F.linear(y, weight, bias).transpose(1, 2)
+        weight, y = weight.expand(y.shape[0], -1, -1), y.transpose(1, 2)
+        if bias is None:
+            return torch.bmm(weight, y)
+        return torch.baddbmm(bias.unsqueeze(-1), weight, y)
+
 
 def _shifted(x: Tensor, axis: int) -> Tensor:
-    """The second of each pair along an axis of x; a last position without one pairs with itself.
-
-    torch.maximum of x[::2] and this equals max_pool with ceil_mode=True; unlike that it can be
-    exported for odd and even sizes (of 3 and more) at once, and stores no int64 indices for the
-    backward pass.
-    """
+    """The second of each pair along an axis of x; a last position without one pairs with itself."""
     size = x.shape[axis]
     return x.index_select(axis, torch.arange(1, size + 1, 2, device=x.device).clamp(max=size - 1))

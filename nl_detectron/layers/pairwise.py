@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .tiled import tiled_softmax
+
 PAIRWISE_FUNCTIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 # The two whose affinity is a distribution over the keys; the others' are signed or unbounded
 DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
@@ -45,10 +47,23 @@ def non_local(pairwise: str, theta: Tensor, phi: Tensor, g: Tensor, scale: float
 def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """Gaussian and embedded Gaussian: f = exp(scale * theta_i^T phi_j), C(x) = sum_j f (eq. 2, 3).
 
-    Linear memory: the operands are brought to the one form in which PyTorch's fused kernels take
-    them on CPU and CUDA alike (a contiguous last dimension, one head dimension for all three, a
-    multiple of 8). In any other form PyTorch silently builds the full (L, M) matrix; so it does
-    for float64 on CUDA, for which it has no fused kernel.
+    Linear memory either way. On CPU, tiles of plain matrix products are fastest in bfloat16, where
+    D and E differ and in training. Elsewhere PyTorch's fused kernels are; they also keep float16's
+    logits in single precision, and can be recorded for any size.
+    """
+    recorded = torch.jit.is_scripting() or sizes_are_symbolic()
+    if theta.device.type == "cpu" and theta.dtype != torch.float16 and not recorded:
+        return tiled_softmax(theta, phi, g, scale)
+    return fused_softmax(theta, phi, g, scale)
+
+
+def fused_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+    """:func:`softmax` by PyTorch's kernels.
+
+    The operands are brought to the one form which these take on CPU and CUDA alike (a contiguous
+    last dimension, one head dimension for all three, a multiple of 8). In any other form PyTorch
+    silently builds the full (L, M) matrix; so it does for float64 on CUDA, for which it has no
+    fused kernel.
     """
     channels = max(theta.shape[-1], g.shape[-1])
     channels = (channels + 7) // 8 * 8
@@ -71,7 +86,7 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     """
     num_queries, num_keys = theta.shape[1], phi.shape[1]
     g = g / num_keys  # first, so that sums over positions stay in half precision's range
-    if _sizes_are_symbolic():
+    if sizes_are_symbolic():
         small_map = False  # a choice by size would not hold for the other sizes
     else:
         channels = theta.shape[-1] * g.shape[-1]
@@ -127,7 +142,7 @@ def _pad_channels(x: Tensor, channels: int) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _sizes_are_symbolic() -> bool:
+def sizes_are_symbolic() -> bool:
     """Whether the code is being recorded for sizes other than those of the example input."""
     if torch.jit.is_scripting():
         return False

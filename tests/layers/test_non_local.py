@@ -364,3 +364,25 @@ def test_refuses_what_cannot_work(options, message):
 def test_refuses_inputs_of_other_dimensions():
     with pytest.raises(ValueError, match=r"expected 5 axes.*\[1, 8, 4, 4\]"):
         NonLocalBlock(8, dimension=3)(torch.zeros(1, 8, 4, 4))
+
+
+@all_pairwise
+@both_sub_sample
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_large_activations_do_not_overflow_under_autocast(pairwise, sub_sample, dtype):
+    """Of magnitude 1e3, whose products leave float16's range."""
+    block = NonLocalBlock(64, pairwise=pairwise, sub_sample=sub_sample, zero_init=False)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    # One direction in all positions: sums over positions do not cancel.
+    x = 1e3 * (torch.randn(1, 64, 1, 1) + 0.1 * torch.randn(1, 64, 12, 10))
+    x.requires_grad_()
+    expected = block(x)
+    with torch.autocast("cpu", dtype=dtype):
+        z = block(x)
+    assert z.dtype == torch.float32
+    (1e-6 * z).sum().backward()
+    assert z.isfinite().all() and x.grad.isfinite().all()
+    if pairwise in ("dot_product", "concatenation"):  # smooth in their operands
+        error = (z - expected).abs().max() / expected.abs().max()
+        assert error <= (0.05 if dtype == torch.bfloat16 else 0.01)

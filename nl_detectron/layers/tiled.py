@@ -1,0 +1,199 @@
+"""Softmax attention in tiles: exact, in linear memory, of plain matrix products.
+
+Products are written into tensors that are there already, so that little is allocated within the
+loops and autocast, where it is active, leaves dtypes alone. Shape shorthand as in
+:mod:`.pairwise`: N samples, L queries, M keys, D and E channels.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Elements of the (L, M) matrix that are held at once: few enough for a processor's caches, enough
+# for products at full speed.
+TILE_ELEMENTS = 2**20
+SQUARE_SIDE = 512
+
+
+@torch.jit.unused  # scripted modules do without
+def tiled_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+    """softmax(scale * theta phi^T) g, some rows of the (L, M) matrix at a time.
+
+    For the backward pass, all rows are kept if they take no more memory than the operands, and of
+    sub-sampled keys at least as many as take that of the queries; other rows are computed anew
+    there. Where queries and keys are one tensor, and not all rows fit, the symmetry of the logits
+    is used instead.
+
+    Args:
+        theta: queries (N, L, D).
+        phi: keys (N, M, D).
+        g: values (N, M, E), E other than D if need be.
+        scale: factor on the logits.
+
+    Returns:
+        y, (N, L, E). All four are of one dtype, and so are the logits before the softmax.
+    """
+    num_queries, num_keys = theta.shape[1], phi.shape[1]
+    kept_rows = 0
+    if torch.is_grad_enabled() and (theta.requires_grad or phi.requires_grad or g.requires_grad):
+        operands = num_queries * theta.shape[2] + num_keys * (phi.shape[2] + g.shape[2])
+        if num_queries * num_keys <= operands:
+            kept_rows = num_queries
+        elif num_keys < num_queries:
+            kept_rows = min(num_queries, num_queries * theta.shape[2] // num_keys)
+        if theta is phi and kept_rows < num_queries:
+            return _SymmetricSoftmax.apply(theta, g, scale)[0]
+    return _TiledSoftmax.apply(theta, phi, g, scale, kept_rows)[0]
+
+
+class _TiledSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        theta: Tensor, phi: Tensor, g: Tensor, scale: float, kept_rows: int
+    ) -> tuple[Tensor, Tensor]:
+        y = g.new_empty(*theta.shape[:2], g.shape[2])
+        kept = g.new_empty(theta.shape[0], kept_rows, phi.shape[1])
+        scratch = _scratch(theta, phi)
+        for n, rows in _tiles(theta, phi, kept_rows):
+            weights = kept[n, rows] if rows.stop <= kept_rows else scratch[: _length(rows)]
+            _logits(theta[n, rows], phi[n], scale, weights)
+            torch.softmax(weights, -1, out=weights)
+            torch.mm(weights, g[n], out=y[n, rows])
+        return y, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        theta, phi, g, ctx.scale, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(theta, phi, g, output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return None, None, None, None, None
+        theta, phi, g, kept = ctx.saved_tensors
+        dtheta, dphi, dg = torch.empty_like(theta), torch.zeros_like(phi), torch.zeros_like(g)
+        scratch, gradient = _scratch(theta, phi), _scratch(theta, phi)
+        for n, rows in _tiles(theta, phi, kept.shape[1]):
+            if rows.stop <= kept.shape[1]:
+                weights = kept[n, rows]
+            else:
+                weights = scratch[: _length(rows)]
+                _logits(theta[n, rows], phi[n], ctx.scale, weights)
+                torch.softmax(weights, -1, out=weights)
+            dg[n].addmm_(weights.t(), dy[n, rows])
+            dlogits = gradient[: _length(rows)]
+            torch.mm(dy[n, rows], g[n].t(), out=dlogits)
+            torch._softmax_backward_data(dlogits, weights, -1, g.dtype, grad_input=dlogits)
+            dlogits *= ctx.scale
+            torch.mm(dlogits, phi[n], out=dtheta[n, rows])
+            dphi[n].addmm_(dlogits.t(), theta[n, rows])
+        return dtheta, dphi, dg, None, None
+
+
+class _SymmetricSoftmax(torch.autograd.Function):
+    """Queries are keys: a tile of logits (I, J) is one of (J, I), too.
+
+    With d the gradient of the logits, that of x is (d + d^T) x: a symmetric matrix, of which, as
+    of the logits, every second tile is computed.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, g: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        y = torch.empty_like(g)
+        # log(sum(exp(logits))) of each row, by which a tile of weights can be had by itself
+        log_sums = x.new_empty(*x.shape[:2], 1, dtype=torch.promote_types(x.dtype, torch.float32))
+        scratch = _scratch(x, x)
+        for n, rows in _tiles(x, x, 0):
+            weights = scratch[: _length(rows)]
+            _logits(x[n, rows], x[n], scale, weights)
+            log_sums[n, rows] = weights.amax(1, keepdim=True)
+            torch.softmax(weights, -1, out=weights)
+            log_sums[n, rows] -= weights.amax(1, keepdim=True).to(log_sums.dtype).log()
+            torch.mm(weights, g[n], out=y[n, rows])
+        return y, log_sums
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, g, ctx.scale = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, g, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return None, None, None
+        x, g, y, log_sums = ctx.saved_tensors
+        # What the softmax's normalisation takes from the gradient of each row's logits
+        mean = (dy * y).sum(2, keepdim=True, dtype=log_sums.dtype)
+        dx, dg = torch.zeros_like(x), torch.zeros_like(g)
+        squares = x.new_empty(2, SQUARE_SIDE * SQUARE_SIDE)
+        for n, i, j in _pairs(x):
+            logits, product = squares[:, : _length(i) * _length(j)].unflatten(
+                1, (_length(i), _length(j))
+            )
+            _logits(x[n, i], x[n, j], ctx.scale, logits)
+            weights = (logits - log_sums[n, i]).clamp_(max=0).exp_()  # of queries i, keys j
+            dg[n, j].addmm_(weights.to(g.dtype).t(), dy[n, i])
+            torch.mm(dy[n, i], g[n, j].t(), out=product)
+            dlogits = weights.mul_(product - mean[n, i])
+            if i != j:
+                # those of queries j and keys i, transposed
+                weights = (logits - log_sums[n, j].t()).clamp_(max=0).exp_()
+                dg[n, i].addmm_(weights.to(g.dtype), dy[n, j])
+                torch.mm(g[n, i], dy[n, j].t(), out=product)
+                dlogits.addcmul_(weights, product - mean[n, j].t())
+            dlogits = dlogits.mul_(ctx.scale).to(x.dtype)
+            dx[n, i].addmm_(dlogits, x[n, j])
+            dx[n, j].addmm_(dlogits.t(), x[n, i])
+        return dx, dg, None
+
+
+def _scratch(theta: Tensor, phi: Tensor) -> Tensor:
+    """Memory for one tile of rows."""
+    return theta.new_empty(_tile_rows(theta, phi), phi.shape[1])
+
+
+def _tile_rows(theta: Tensor, phi: Tensor) -> int:
+    return max(1, min(theta.shape[1], TILE_ELEMENTS // phi.shape[1]))
+
+
+def _tiles(theta: Tensor, phi: Tensor, kept_rows: int) -> Iterator[tuple[int, slice]]:
+    """Samples and, of each, ranges of queries, each of kept rows only or of others only."""
+    for n in range(theta.shape[0]):
+        for first, last in ((0, kept_rows), (kept_rows, theta.shape[1])):
+            for rows in _ranges(first, last, _tile_rows(theta, phi)):
+                yield n, rows
+
+
+def _pairs(x: Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """Samples and, of each, pairs of ranges of positions, a pair in one order only."""
+    for n in range(x.shape[0]):
+        ranges = list(_ranges(0, x.shape[1], SQUARE_SIDE))
+        for index, i in enumerate(ranges):
+            for j in ranges[: index + 1]:
+                yield n, i, j
+
+
+def _ranges(first: int, last: int, at_most: int) -> Iterator[slice]:
+    """Cuts a range into as few as can be, of about one length."""
+    count = -(-(last - first) // at_most)
+    for index in range(count):
+        yield slice(
+            first + (last - first) * index // count, first + (last - first) * (index + 1) // count
+        )
+
+
+def _length(rows: slice) -> int:
+    return rows.stop - rows.start
+
+
+def _logits(theta: Tensor, phi: Tensor, scale: float, out: Tensor) -> None:
+    torch.addmm(out, theta, phi.t(), beta=0, alpha=scale, out=out)

@@ -1,0 +1,84 @@
+"""Tiles of the softmax equal the whole of it, in values and gradients, wherever they are cut."""
+
+from nl_detectron.layers import tiled
+from nl_detectron.layers.pairwise import fused_softmax
+from nl_detectron.layers.tiled import tiled_softmax
+
+import pytest
+import torch
+from torch import Tensor
+
+# Largest error of outputs and gradients, relative to the largest value, of operands of variance 1
+BOUNDS = {torch.float64: 1e-14, torch.float32: 5e-6, torch.bfloat16: 5e-2}
+
+
+@pytest.fixture(params=["one tile", "many tiles"])
+def tiles(request, monkeypatch):
+    if request.param == "many tiles":
+        monkeypatch.setattr(tiled, "TILE_ELEMENTS", 300)
+        monkeypatch.setattr(tiled, "SQUARE_SIDE", 8)
+
+
+def whole(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+    return torch.softmax(theta @ phi.transpose(1, 2) * scale, dim=-1) @ g
+
+
+def results(attend, theta, phi, g, dy, dtype) -> list[Tensor]:
+    """y and the gradients of the operands, of which phi None stands for theta itself."""
+    operands = [x.to(dtype).requires_grad_() for x in (theta, phi, g) if x is not None]
+    queries, values = operands[0], operands[-1]
+    y = attend(queries, queries if phi is None else operands[1], values, 0.25)
+    return [y.detach(), *torch.autograd.grad(y, operands, dy.to(dtype))]
+
+
+# All rows kept for the backward pass (37 x 13), some (100 x 40), none (120 x 120)
+@pytest.mark.parametrize("lengths", [(37, 13), (100, 40), (120, 120)])
+@pytest.mark.parametrize("queries_are_keys", [False, True])
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_equals_the_whole_softmax(tiles, lengths, queries_are_keys, dtype):
+    num_queries, num_keys = lengths
+    if queries_are_keys:
+        num_keys = num_queries
+    theta = torch.randn(2, num_queries, 16, dtype=dtype)
+    phi = None if queries_are_keys else torch.randn(2, num_keys, 16, dtype=dtype)
+    g = torch.randn(2, num_keys, 8, dtype=dtype)
+    dy = torch.randn(2, num_queries, 8, dtype=dtype)
+    expected = results(whole, theta, phi, g, dy, torch.float64)
+    for ours, theirs in zip(
+        results(tiled_softmax, theta, phi, g, dy, dtype), expected, strict=True
+    ):
+        assert ours.dtype == dtype
+        assert (ours.double() - theirs).abs().max() <= BOUNDS[dtype] * theirs.abs().max()
+
+
+@pytest.mark.parametrize("queries_are_keys", [False, True])
+def test_gradients(tiles, queries_are_keys):
+    theta, phi = torch.randn(2, 1, 20, 3, dtype=torch.float64, requires_grad=True)
+    phi = theta if queries_are_keys else phi
+    g = torch.randn(1, 20, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *x: tiled_softmax(*x, 0.5), (theta, phi, g))
+
+
+def test_operands_need_not_be_contiguous():
+    packed = torch.randn(2, 30, 24, dtype=torch.float64)
+    theta, phi, g = packed.split(8, dim=-1)
+    torch.testing.assert_close(tiled_softmax(theta, phi, g, 0.5), whole(theta, phi, g, 0.5))
+    theta = torch.randn(2, 8, 30, dtype=torch.float64).transpose(1, 2)
+    torch.testing.assert_close(tiled_softmax(theta, theta, g, 0.5), whole(theta, theta, g, 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("queries_are_keys", [False, True])
+def test_is_finite_for_large_activations(tiles, dtype, queries_are_keys):
+    """Of magnitude 1e3, logits are in millions: rounding decides, but nothing overflows."""
+    theta, phi, g = 1e3 * torch.randn(3, 1, 60, 16, dtype=dtype)
+    phi = None if queries_are_keys else phi
+    for tensor in results(tiled_softmax, theta, phi, g, g, dtype):
+        assert tensor.isfinite().all()
+
+
+def test_tiles_and_the_fused_kernel_are_the_same_function():
+    theta, phi, g = torch.randn(2, 50, 16), torch.randn(2, 40, 16), torch.randn(2, 40, 8)
+    torch.testing.assert_close(
+        tiled_softmax(theta, phi, g, 0.25), fused_softmax(theta, phi, g, 0.25)
+    )
