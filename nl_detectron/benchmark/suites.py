@@ -24,8 +24,8 @@ def benchmark(suites: Sequence[str], *, quick: bool, device: str) -> Iterator[st
     began = time.perf_counter()
     yield (
         f"# Benchmarks\n\nMeasured on {machine(device)}. The sides that a row compares ran in "
-        "turns; a ratio is one of medians. Memory is what PyTorch's allocator handed out at once at "
-        "most, counted by allocations, unless a table says otherwise.\n"
+        "turns; a ratio is one of medians. Memory is what PyTorch's allocator handed out at once "
+        "at most, counted by allocations, unless a table says otherwise.\n"
     )
     for suite in suites:
         for table in _tables(suite, quick, device):

@@ -30,7 +30,7 @@ class Difficulty:
 
 DIFFICULTIES = {
     "one_key": Difficulty(
-        "One key", len(ONE_KEY_CLASSES), ("far_cue_one_key_train",), "far_cue_one_key_val", 300
+        "One key", len(ONE_KEY_CLASSES), ("far_cue_one_key_train",), "far_cue_one_key_val", 500
     ),
     # Half of the training images have a single key, from which it is learned what keys are for.
     "matching_key": Difficulty(
