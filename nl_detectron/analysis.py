@@ -33,6 +33,12 @@ def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
+def _product_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """A bias, then matrices (N, I, K) and (N, K, J): N I J K."""
+    left, right = (get_shape(x) for x in inputs[1:3])
+    return math.prod(left) * right[-1]
+
+
 def _one_flop_per_element(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(get_shape(outputs[0]))
 
@@ -41,6 +47,7 @@ def _one_flop_per_element(inputs: list[Any], outputs: list[Any]) -> int:
 # element; the two products of the concatenation form are multiply-adds by element.
 FLOP_HANDLES = {
     "aten::scaled_dot_product_attention": _attention_flops,
+    "aten::baddbmm": _product_flops,
     "aten::cumsum": _one_flop_per_element,
     "aten::addcmul": _one_flop_per_element,
 }
@@ -58,8 +65,11 @@ def count_flops(model: nn.Module, inputs: Any) -> FlopCountAnalysis:
 
 def count_activations(model: nn.Module, inputs: Any) -> ActivationCountAnalysis:
     """Elements that convolutions, matrix products and attention write in ``model(inputs)``."""
-    attention = {"aten::scaled_dot_product_attention": generic_activation_jit("attention")}
-    return _analysis(ActivationCountAnalysis, model, inputs, attention)
+    handles = {
+        "aten::scaled_dot_product_attention": generic_activation_jit("attention"),
+        "aten::baddbmm": generic_activation_jit("baddbmm"),
+    }
+    return _analysis(ActivationCountAnalysis, model, inputs, handles)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -77,7 +77,9 @@ class _TiledSoftmax(torch.autograd.Function):
         if dy is None:
             return None, None, None, None, None
         theta, phi, g, kept = ctx.saved_tensors
-        dtheta, dphi, dg = torch.empty_like(theta), torch.zeros_like(phi), torch.zeros_like(g)
+        # Of plain layout, whatever that of the operands: products run faster into it.
+        dtheta = theta.new_empty(theta.shape)
+        dphi, dg = phi.new_zeros(phi.shape), torch.zeros_like(g)
         scratch, gradient = _scratch(theta, phi), _scratch(theta, phi)
         for n, rows in _tiles(theta, phi, kept.shape[1]):
             if rows.stop <= kept.shape[1]:
@@ -133,7 +135,7 @@ class _SymmetricSoftmax(torch.autograd.Function):
         x, g, y, log_sums = ctx.saved_tensors
         # What the softmax's normalisation takes from the gradient of each row's logits
         mean = (dy * y).sum(2, keepdim=True, dtype=log_sums.dtype)
-        dx, dg = torch.zeros_like(x), torch.zeros_like(g)
+        dx, dg = x.new_zeros(x.shape), torch.zeros_like(g)
         squares = x.new_empty(2, SQUARE_SIDE * SQUARE_SIDE)
         for n, i, j in _pairs(x):
             logits, product = squares[:, : _length(i) * _length(j)].unflatten(
