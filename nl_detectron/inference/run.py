@@ -17,7 +17,7 @@ from ..engine import UsageError
 from ..engine.setup import check_output_dir
 from ..visualization import draw_attention, draw_attention_sheet, draw_instances
 from .attention import check_has_blocks
-from .images import ImageError, Input
+from .images import ImageError, Input, read_ahead
 from .predictor import Predictor
 from .video import Tracker, VideoReader, VideoWriter, load_tracker
 
@@ -53,8 +53,9 @@ def predict_files(
 ) -> Summary:
     """Writes each input with its predictions drawn on it below a folder, and shows progress.
 
-    Only one image is held at a time. A drawing is complete or not there at all. A file that
-    cannot be read, or is too large for the memory of the GPU, does not stop the others.
+    Images are read in worker threads, a few ahead, and no more are held. A drawing is complete or
+    not there at all. A file that cannot be read, or is too large for the memory of the GPU, does
+    not stop the others.
 
     Args:
         inputs: as :func:`.images.find_inputs` lists them.
@@ -77,12 +78,14 @@ def predict_files(
     resume = resume and (results_file.exists() or not save_json)
     results = _Results(results_file, inputs, resume=resume) if save_json else None
 
-    def predict(item: Input, file: Path) -> None:
-        work = _predict_video if item.is_video else _predict_image
-        work(predictor, item, file, results, track)
+    def predict(item: Input, file: Path, image: np.ndarray | None) -> None:
+        if image is None:
+            _predict_video(predictor, item, file, results, track)
+        else:
+            _predict_image(predictor, item, file, results, image)
 
     try:
-        return _for_each(inputs, output, predict, resume=resume)
+        return _for_each(predictor, inputs, output, predict, resume=resume)
     finally:
         if results is not None:
             results.close()
@@ -118,10 +121,10 @@ def attention_files(
     if points is not None:
         max_points = len(points)
 
-    def picture(item: Input, file: Path) -> None:
-        if item.is_video:
+    def picture(item: Input, file: Path, image: np.ndarray | None) -> None:
+        if image is None:
             raise ImageError(f"{item.path} is a video; attention is drawn on images only")
-        attention = predictor.attention(item.path, points)
+        attention = predictor.attention(image, points)
         for found in (m for m in attention.maps if m.point < max_points):
             x, y = found.query
             name = f"{found.point + 1}_x{x:.0f}_y{y:.0f}_{found.block}.png"
@@ -132,21 +135,28 @@ def attention_files(
         )
         write_image(file, sheet)
 
-    return _for_each(inputs, output, picture, resume=resume)
+    return _for_each(predictor, inputs, output, picture, resume=resume)
 
 
 def _for_each(
-    inputs: Sequence[Input], output: Path, work: Callable[[Input, Path], None], *, resume: bool
+    predictor: Predictor,
+    inputs: Sequence[Input],
+    output: Path,
+    work: Callable[[Input, Path, np.ndarray | None], None],
+    *,
+    resume: bool,
 ) -> Summary:
-    """Calls work(input, output file) for all inputs with a progress bar, and counts."""
-    summary = Summary()
-    for item in tqdm(inputs, unit="file"):
-        file = output / item.output
-        if resume and file.exists():
-            summary.skipped += 1
-            continue
+    """Calls work(input, output file, image or None for a video) for all inputs, and counts."""
+    todo = [item for item in inputs if not (resume and (output / item.output).exists())]
+    summary = Summary(skipped=len(inputs) - len(todo))
+
+    def load(item: Input) -> np.ndarray | None:
+        return None if item.is_video else predictor.load(item.path)
+
+    loading = read_ahead(load, todo)
+    for item, loaded in tqdm(loading, unit="file", total=len(inputs), initial=summary.skipped):
         try:
-            work(item, file)
+            work(item, output / item.output, loaded.result())
             summary.written += 1
         except torch.OutOfMemoryError:
             summary.failed.append(f"{item.path} is too large for the memory of the GPU")
@@ -174,9 +184,8 @@ def write_image(file: Path, image: np.ndarray) -> None:
 
 
 def _predict_image(
-    predictor: Predictor, item: Input, file: Path, results: "_Results | None", track: bool
+    predictor: Predictor, item: Input, file: Path, results: "_Results | None", image: np.ndarray
 ) -> None:
-    image = predictor.load(item.path)
     instances = predictor(image)
     drawn = draw_instances(image, instances, predictor.metadata)
     if results is not None:  # before the picture, by which --resume knows what is done
