@@ -28,6 +28,9 @@ def add_non_local_config(cfg: CfgNode) -> None:
     # Normalization after the block's last convolution, apart from RESNETS.NORM: "" (none), "BN",
     # "SyncBN", "GN", ... "FrozenBN" is refused: its zero start could never be left.
     node.NORM = ""
+    # In training, compute the block's inner activations again in the backward pass instead of
+    # holding them: less memory for a little time, and the same gradients
+    node.CHECKPOINT = False
 
     # "SGD", as Detectron2 trains, or "AdamW", which trains small models from scratch faster
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -50,4 +53,5 @@ def non_local_options(cfg: CfgNode) -> dict[str, Any]:
         "sub_sample": node.SUB_SAMPLE,
         "use_scale": node.USE_SCALE,
         "norm": node.NORM,
+        "checkpoint": node.CHECKPOINT,
     }

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, get_norm
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from .pairwise import PAIRWISE_FUNCTIONS, affinity, non_local
 
@@ -43,6 +44,7 @@ class NonLocalBlock(CNNBlockBase):
         use_scale: bool = True,
         norm: str | Callable[[int], nn.Module] = "",
         zero_init: bool = True,
+        checkpoint: bool = False,
     ):
         """
         Args:
@@ -56,6 +58,8 @@ class NonLocalBlock(CNNBlockBase):
                 of their number of channels, as the paper's released code does.
             norm: normalisation after W_z, as for :func:`detectron2.layers.get_norm`.
             zero_init: start as the identity: gamma of ``norm`` zero or, without a norm, W_z zero.
+            checkpoint: in training, hold nothing between x and y for the backward pass, which
+                computes it again: less memory, the same gradients.
 
         Raises:
             ValueError: if an argument is out of its range, or if ``norm`` has no trainable gamma
@@ -78,6 +82,7 @@ class NonLocalBlock(CNNBlockBase):
         self.dimension = dimension
         self.sub_sample = sub_sample
         self.use_scale = use_scale
+        self.checkpoint = checkpoint
 
         conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimension - 1]
         embedded = pairwise != "gaussian"
@@ -129,8 +134,10 @@ class NonLocalBlock(CNNBlockBase):
         Raises:
             ValueError: if x does not have ``dimension`` + 2 axes.
         """
-        theta, phi, g = self._embed(x)
-        y = non_local(self.pairwise, theta, phi, g, self.scale)  # (N, L, D)
+        if torch.jit.is_scripting() or not self.checkpoint:
+            y = self._non_local(x)
+        else:  # without the norm, which would count each batch twice in its statistics
+            y = recomputed(self._non_local, x, use_reentrant=False)
         return x + self._project_out(y, x)
 
     def affinity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
@@ -148,6 +155,11 @@ class NonLocalBlock(CNNBlockBase):
         if queries is not None:
             theta = theta[:, queries]
         return affinity(self.pairwise, theta, phi, self.scale)
+
+    def _non_local(self, x: Tensor) -> Tensor:
+        """y, (N, L, D), of x (N, C, *S)."""
+        theta, phi, g = self._embed(x)
+        return non_local(self.pairwise, theta, phi, g, self.scale)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """theta (N, L, D), phi (N, M, D) and g (N, M, D) of x (N, C, *S), as non_local takes them.

@@ -20,6 +20,7 @@ def insert_non_local(
     use_scale: bool = True,
     norm: str | Callable[[int], nn.Module] = "",
     zero_init: bool = True,
+    checkpoint: bool = False,
 ) -> list[NonLocalBlock]:
     """Inserts non-local blocks into a ResNet, in place.
 
@@ -34,7 +35,7 @@ def insert_non_local(
             negative index counts from the stage's end. ``"res4.-2"`` is right before the last
             residual block of res4, the paper's choice for COCO.
         inner_ratio: the blocks' inner channels as a fraction of the stage's channels.
-        pairwise, sub_sample, use_scale, norm, zero_init: see :class:`NonLocalBlock`.
+        pairwise, sub_sample, use_scale, norm, zero_init, checkpoint: see :class:`NonLocalBlock`.
 
     Returns:
         The new blocks, in the order of ``after``.
@@ -60,6 +61,7 @@ def insert_non_local(
             use_scale=use_scale,
             norm=norm,
             zero_init=zero_init,
+            checkpoint=checkpoint,
         )
         for stage, index in places
     ]
