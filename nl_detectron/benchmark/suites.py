@@ -10,7 +10,7 @@ import torch
 from .table import Table, machine
 
 # Each is a module of this package with `tables(*, quick: bool, device: str) -> Iterator[Table]`.
-SUITES = ("block",)
+SUITES = ("block", "training", "prediction")
 
 
 def benchmark(suites: Sequence[str], *, quick: bool, device: str) -> Iterator[str]:

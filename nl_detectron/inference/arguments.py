@@ -36,7 +36,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=DTYPES,
         default="float32",
-        help="lower precision is faster where the hardware has it (default: %(default)s)",
+        help="bfloat16 is faster where the hardware has it (default: %(default)s)",
     )
     group.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="config options, KEY VALUE ..."

@@ -4,12 +4,9 @@ import contextlib
 import glob
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -23,9 +20,7 @@ VIDEO_SUFFIXES = {".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpe
 VIDEO_SUFFIXES |= {".mts", ".ogv", ".ts", ".webm", ".wmv"}
 # What OpenCV reads beyond Pillow's formats
 OPENCV_SUFFIXES = {".exr", ".hdr", ".pic", ".pxm", ".ras", ".sr"}
-READ_AHEAD = 2  # images that are decoded while the model works on another one
 
-Item = TypeVar("Item")
 # Filters of warnings are the process's, and images are opened in several threads.
 _filters = threading.Lock()
 
@@ -69,23 +64,6 @@ def read_image(file: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return _read_with_opencv(path, max_pixels)
     except (OSError, ValueError, SyntaxError, EOFError) as error:  # as Pillow's decoders raise
         raise ImageError(f"{path} cannot be read: {_one_line(error)}") from error
-
-
-def read_ahead(read: Callable[[Item], Any], items: Iterable[Item]) -> Iterator[tuple[Item, Future]]:
-    """Calls ``read`` for each item in worker threads, ``READ_AHEAD`` items before they are needed.
-
-    Returns:
-        The items in their order, each with a future, whose ``result()`` is what ``read`` returned,
-        or raises what it raised.
-    """
-    waiting: deque[tuple[Item, Future]] = deque()
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
-        for item in items:
-            waiting.append((item, pool.submit(read, item)))
-            if len(waiting) > READ_AHEAD:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
 
 
 @dataclass(frozen=True)

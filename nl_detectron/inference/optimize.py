@@ -16,21 +16,34 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..layers import NonLocalBlock
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+# Not float16, in whose range the exponentials of a keypoint head's heat maps do not fit
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# The layers whose outputs are scores, boxes, masks and keypoints. They stay in single precision:
+# their share of the time is small, and scores of a few bits would be ties.
+OUTPUT_LAYERS = (
+    "objectness_logits",
+    "anchor_deltas",
+    "cls_score",
+    "bbox_pred",
+    "predictor",
+    "score_lowres",
+)
 
 
 def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Prepares a Detectron2 model for prediction alone, in place.
 
-    FrozenBN and BN are folded into the convolutions before them. In single precision on a CPU, 3x3
-    convolutions take PyTorch's Winograd kernel; otherwise weights are in channels-last order. On
-    CPUs, RoIAlign reads whole rows of channels. The folded norms leave the state dict, so weights
+    FrozenBN and BN are folded into the convolutions before them, whose weights are then put in
+    channels-last order; 3x3 convolutions can take a Winograd kernel (:class:`InferenceConv2d`);
+    RoIAlign reads whole rows of channels on CPUs. The folded norms leave the state dict, so weights
     are loaded before and none saved after. Non-local blocks stay as they are.
 
     Args:
         model: in evaluation mode, on its device.
-        dtype: of convolutions and linear layers. With another one than float32, call the model
-            within :func:`torch.autocast` of that dtype.
+        dtype: of convolutions and linear layers but the last ones. With another one than float32,
+            call the model within :func:`torch.autocast` of that dtype.
 
     Returns:
         The model.
@@ -40,11 +53,10 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     """
     if model.training:
         raise ValueError("a model in training mode cannot be optimized: call eval() before")
-    on_cpu = next(model.parameters()).device.type == "cpu"
     # The layers of a block are matrices of its kernels, which autocast them.
     blocks = [module for module in model.modules() if isinstance(module, NonLocalBlock)]
     in_blocks = {layer for block in blocks for layer in block.modules()}
-    for module in model.modules():
+    for name, module in model.named_modules():
         if module in in_blocks:
             continue
         # The class is changed, since FPN and others keep their layers in plain lists as well,
@@ -54,18 +66,24 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
             module.__class__ = InferenceConv2d
         elif type(module) is ROIAlign:
             module.__class__ = InferenceROIAlign
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            module.to(dtype)
-        if isinstance(module, nn.Conv2d) and not (on_cpu and dtype == torch.float32):
+        if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
+        if dtype == torch.float32 or not isinstance(module, LAYERS):
+            continue
+        if name.rpartition(".")[2] in OUTPUT_LAYERS:
+            bases = (_SinglePrecision, type(module))
+            module.__class__ = type(type(module).__name__, bases, {})
+        else:
+            module.to(dtype)
     return model
 
 
 class InferenceConv2d(Conv2d):
     """Detectron2's Conv2d with NNPACK's Winograd kernel where that applies.
 
-    That is for 3x3 convolutions of stride 1 in single precision on CPUs, for which it needs less
-    than half of the time of oneDNN's; PyTorch chooses it by itself on phones only.
+    That is for 3x3 convolutions of stride 1 in single precision on a CPU, in one thread: there it
+    takes half of the time of oneDNN's or less. PyTorch itself chooses it on phones only. Not with
+    more threads: NNPACK has its own, for which those of the layers around it would wait.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +104,17 @@ class InferenceConv2d(Conv2d):
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and x.numel() > 0
-            and torch._nnpack_available()
+            and torch.get_num_threads() == 1
+            and torch._nnpack_available()  # which also starts it
         )
+
+
+class _SinglePrecision:
+    """Before a layer's class: computes in single precision within autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
 
 
 class InferenceROIAlign(ROIAlign):

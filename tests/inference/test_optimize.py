@@ -135,11 +135,11 @@ def test_training_mode_is_refused():
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 5, 5), (1, 8, 1, 1), (1, 8, 2, 37), (3, 8, 31, 17)])
-@pytest.mark.parametrize("padding", [0, 1])
-def test_convolutions(shape, padding):
-    """Winograd's products are sums of small whole numbers' multiples: some more rounding."""
-    if padding == 0 and min(shape[2:]) < 3:
-        pytest.skip("there is no output of this size")
+@pytest.mark.parametrize("padding", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_convolutions(shape, padding, threads, with_threads):
+    """Winograd's sums, those of one thread, have some more rounding."""
+    with_threads(threads)
     conv = Conv2d(8, 12, 3, padding=padding, norm=get_norm("BN", 12), activation=F.relu).eval()
     randomized(conv)
     expected = copy.deepcopy(conv).double()
@@ -185,7 +185,7 @@ def attention_of(predictor: Predictor, image: np.ndarray) -> list:
     return predictor.attention(image, [(3, 4), (60, 40), (100, 70)]).maps
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_attention_is_the_same(weights, picture, dtype):
     image = cv2.imread(str(picture))
     options = {"confidence_threshold": 0, "device": "cpu"}
@@ -197,7 +197,7 @@ def test_attention_is_the_same(weights, picture, dtype):
     expected, actual = attention_of(stock, image), attention_of(optimized, image)
     backbone = [found for found in expected if "backbone" in found.block]
     assert len(backbone) == 3 and any("keypoint_head" in found.block for found in expected)
-    tolerance = {"float32": 1e-5, "bfloat16": 0.15, "float16": 0.02}[dtype]
+    tolerance = {"float32": 1e-5, "bfloat16": 0.15}[dtype]
     for one, other in zip(backbone, actual, strict=False):
         assert (one.block, one.query) == (other.block, other.query)
         assert other.weights.dtype == np.float32

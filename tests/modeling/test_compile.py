@@ -33,7 +33,7 @@ def results(module: torch.nn.Module, run, x: torch.Tensor) -> list[torch.Tensor]
         *(
             (pairwise, sub_sample, False)
             for pairwise in PAIRWISE_FUNCTIONS
-            for sub_sample in (0, 1)
+            for sub_sample in (False, True)
         ),
         ("embedded_gaussian", True, True),
     ],
