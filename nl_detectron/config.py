@@ -31,6 +31,9 @@ def add_non_local_config(cfg: CfgNode) -> None:
     # How theta and phi start: "normal" as in the released code, with a standard deviation of 0.01,
     # or "similarity", where positions alike relate most, for training from random weights
     node.INIT = "normal"
+    # In training, compute the block's inner activations again in the backward pass instead of
+    # holding them: less memory for a little time, and the same gradients
+    node.CHECKPOINT = False
 
     # "SGD", as Detectron2 trains, or "AdamW", which trains small models from scratch faster
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -53,4 +56,5 @@ def non_local_options(cfg: CfgNode) -> dict[str, Any]:
         "use_scale": node.USE_SCALE,
         "norm": node.NORM,
         "init": node.INIT,
+        "checkpoint": node.CHECKPOINT,
     }

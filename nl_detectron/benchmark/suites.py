@@ -10,7 +10,7 @@ import torch
 from .table import Table, machine
 
 # Each is a module of this package with `tables(*, quick: bool, device: str) -> Iterator[Table]`.
-SUITES = ("block", "evaluation")
+SUITES = ("block", "training", "prediction", "evaluation")
 
 
 def benchmark(suites: Sequence[str], *, quick: bool, device: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from .optimize import DTYPES
 from .predictor import Predictor
 
 
@@ -32,6 +33,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classes", nargs="+", metavar="NAME", help="keep only these classes")
     group.add_argument("--device", help="cuda or cpu; by default CUDA where there is a GPU")
     group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="bfloat16 is faster where the hardware has it (default: %(default)s)",
+    )
+    group.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="config options, KEY VALUE ..."
     )
 
@@ -53,6 +60,7 @@ def predictor_from(args: argparse.Namespace) -> Predictor:
         args.config_file,
         args.weights,
         device=args.device,
+        dtype=args.dtype,
         confidence_threshold=args.confidence_threshold,
         classes=args.classes,
         opts=args.opts,

@@ -237,6 +237,7 @@ def _look(
         _cell(y_edges, row) * x.shape[3] + _cell(x_edges, column)
         for column, row in queries.values()
     ]
+    x = x.to(block.g.weight.dtype)  # from what the layers around the block compute in
     with torch.no_grad():
         rows = block.affinity(x, torch.tensor(cells, dtype=torch.int64, device=x.device))[0]
     if block.sub_sample:

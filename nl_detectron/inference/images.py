@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ VIDEO_SUFFIXES = {".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpe
 VIDEO_SUFFIXES |= {".mts", ".ogv", ".ts", ".webm", ".wmv"}
 # What OpenCV reads beyond Pillow's formats
 OPENCV_SUFFIXES = {".exr", ".hdr", ".pic", ".pxm", ".ras", ".sr"}
+
+# Filters of warnings are the process's, and images are opened in several threads.
+_filters = threading.Lock()
 
 
 class ImageError(UsageError):
@@ -47,12 +51,13 @@ def read_image(file: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     if not path.is_file():
         raise ImageError(f"{path} is no file")
     try:
-        with warnings.catch_warnings():
+        with _filters, warnings.catch_warnings():
             # Pillow only warns of sizes that max_pixels decides about.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                _check_size(path, *image.size, max_pixels)
-                return _to_bgr(image)
+            image = Image.open(path)  # reads the header
+        with image:
+            _check_size(path, *image.size, max_pixels)
+            return _to_bgr(image)
     except Image.DecompressionBombError:
         raise ImageError(_too_large(path, "", max_pixels)) from None
     except UnidentifiedImageError:

@@ -5,17 +5,21 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..engine import UsageError
 from ..engine.setup import check_output_dir
 from ..visualization import draw_attention, draw_attention_sheet, draw_instances
+from .ahead import ahead
 from .attention import check_has_blocks
 from .images import ImageError, Input
 from .predictor import Predictor
@@ -53,8 +57,9 @@ def predict_files(
 ) -> Summary:
     """Writes each input with its predictions drawn on it below a folder, and shows progress.
 
-    Only one image is held at a time. A drawing is complete or not there at all. A file that
-    cannot be read, or is too large for the memory of the GPU, does not stop the others.
+    A few images are held at a time; see :meth:`Predictor.side_by_side`. A drawing is complete or
+    not there at all. A file that cannot be read, or is too large for the memory of the GPU, does
+    not stop the others.
 
     Args:
         inputs: as :func:`.images.find_inputs` lists them.
@@ -77,12 +82,25 @@ def predict_files(
     resume = resume and (results_file.exists() or not save_json)
     results = _Results(results_file, inputs, resume=resume) if save_json else None
 
-    def predict(item: Input, file: Path) -> None:
-        work = _predict_video if item.is_video else _predict_image
-        work(predictor, item, file, results, track)
+    def predict(item: Input) -> tuple[np.ndarray, Instances] | None:
+        if item.is_video:
+            return None
+        image = predictor.load(item.path)
+        return image, predictor(image)
+
+    def write(item: Input, file: Path, predicted: tuple[np.ndarray, Instances] | None) -> None:
+        if predicted is None:
+            _predict_video(predictor, item, file, results, track)
+            return
+        image, instances = predicted
+        drawn = draw_instances(image, instances, predictor.metadata)
+        if results is not None:  # before the picture, by which --resume knows what is done
+            results.add(item, predictor.to_coco(instances))
+        write_image(file, drawn)
 
     try:
-        return _for_each(inputs, output, predict, resume=resume)
+        todo = _todo(inputs, output, resume)
+        return _for_each(predictor.side_by_side(predict, todo), inputs, todo, output, write)
     finally:
         if results is not None:
             results.close()
@@ -118,10 +136,13 @@ def attention_files(
     if points is not None:
         max_points = len(points)
 
-    def picture(item: Input, file: Path) -> None:
+    def load(item: Input) -> np.ndarray:
         if item.is_video:
             raise ImageError(f"{item.path} is a video; attention is drawn on images only")
-        attention = predictor.attention(item.path, points)
+        return predictor.load(item.path)
+
+    def write(item: Input, file: Path, image: np.ndarray) -> None:
+        attention = predictor.attention(image, points)
         for found in (m for m in attention.maps if m.point < max_points):
             x, y = found.query
             name = f"{found.point + 1}_x{x:.0f}_y{y:.0f}_{found.block}.png"
@@ -132,21 +153,27 @@ def attention_files(
         )
         write_image(file, sheet)
 
-    return _for_each(inputs, output, picture, resume=resume)
+    todo = _todo(inputs, output, resume)
+    return _for_each(ahead(load, todo), inputs, todo, output, write)
+
+
+def _todo(inputs: Sequence[Input], output: Path, resume: bool) -> list[Input]:
+    """The inputs without those that have been written already, if a run is resumed."""
+    return [item for item in inputs if not (resume and (output / item.output).exists())]
 
 
 def _for_each(
-    inputs: Sequence[Input], output: Path, work: Callable[[Input, Path], None], *, resume: bool
+    worked: Iterator[tuple[Input, Future]],
+    inputs: Sequence[Input],
+    todo: Sequence[Input],
+    output: Path,
+    write: Callable[[Input, Path, Any], None],
 ) -> Summary:
-    """Calls work(input, output file) for all inputs with a progress bar, and counts."""
-    summary = Summary()
-    for item in tqdm(inputs, unit="file"):
-        file = output / item.output
-        if resume and file.exists():
-            summary.skipped += 1
-            continue
+    """Calls write(item, its file, its future's result) with a progress bar, and counts."""
+    summary = Summary(skipped=len(inputs) - len(todo))
+    for item, future in tqdm(worked, unit="file", total=len(inputs), initial=summary.skipped):
         try:
-            work(item, file)
+            write(item, output / item.output, future.result())
             summary.written += 1
         except torch.OutOfMemoryError:
             summary.failed.append(f"{item.path} is too large for the memory of the GPU")
@@ -173,31 +200,23 @@ def write_image(file: Path, image: np.ndarray) -> None:
     os.replace(partial, file)
 
 
-def _predict_image(
-    predictor: Predictor, item: Input, file: Path, results: "_Results | None", track: bool
-) -> None:
-    image = predictor.load(item.path)
-    instances = predictor(image)
-    drawn = draw_instances(image, instances, predictor.metadata)
-    if results is not None:  # before the picture, by which --resume knows what is done
-        results.add(item, predictor.to_coco(instances))
-    write_image(file, drawn)
-
-
 def _predict_video(
     predictor: Predictor, item: Input, file: Path, results: "_Results | None", track: bool
 ) -> None:
     reader = VideoReader(item.path)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial.mp4")
-    progress = tqdm(reader, total=reader.num_frames, unit="frame", desc=item.path.name, leave=False)
+    predicted = predictor.side_by_side(predictor, reader)
+    progress = tqdm(
+        predicted, total=reader.num_frames, unit="frame", desc=item.path.name, leave=False
+    )
     writer, tracker = None, None
     try:
-        for number, frame in enumerate(progress, start=1):
+        for number, (frame, found) in enumerate(progress, start=1):
             if writer is None:
                 writer = VideoWriter(partial, reader.fps, frame.shape[:2])
                 tracker = Tracker(frame.shape[:2]) if track else None
-            instances = predictor(frame)
+            instances = found.result()
             ids = tracker(instances) if tracker else None
             # Without ids colours by class, as those by instance would flicker.
             drawn = draw_instances(
@@ -205,10 +224,10 @@ def _predict_video(
             )
             writer.write(drawn)
             if results is not None:
-                found = predictor.to_coco(instances)
-                for result, track_id in zip(found, ids or (), strict=False):
-                    result["track_id"] = track_id
-                results.add(item, found, frame=number)
+                records = predictor.to_coco(instances)
+                for record, track_id in zip(records, ids or (), strict=False):
+                    record["track_id"] = track_id
+                results.add(item, records, frame=number)
         writer.close()
         os.replace(partial, file)
     finally:

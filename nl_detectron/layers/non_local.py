@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, get_norm
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from .pairwise import DISTRIBUTIONS, PAIRWISE_FUNCTIONS, affinity, non_local, sizes_are_symbolic
 
@@ -46,6 +47,7 @@ class NonLocalBlock(CNNBlockBase):
         norm: str | Callable[[int], nn.Module] = "",
         init: str = "normal",
         zero_init: bool = True,
+        checkpoint: bool = False,
     ):
         """
         Args:
@@ -64,6 +66,8 @@ class NonLocalBlock(CNNBlockBase):
                 as a projection of the Gaussian's x_i^T x_j, highest among like positions; in the
                 concatenation, which can compare no two positions, f starts positive for all.
             zero_init: start as the identity: gamma of ``norm`` zero or, without a norm, W_z zero.
+            checkpoint: in training, hold nothing between x and y for the backward pass, which
+                computes it again: less memory, the same gradients.
 
         Raises:
             ValueError: if an argument is out of its range, or if ``norm`` has no trainable gamma
@@ -89,6 +93,7 @@ class NonLocalBlock(CNNBlockBase):
         self.dimension = dimension
         self.sub_sample = sub_sample
         self.use_scale = use_scale
+        self.checkpoint = checkpoint
 
         conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimension - 1]
         embedded = pairwise != "gaussian"
@@ -150,7 +155,10 @@ class NonLocalBlock(CNNBlockBase):
         Raises:
             ValueError: if x does not have ``dimension`` + 2 axes.
         """
-        y = self._aggregate(x)
+        if torch.jit.is_scripting() or not self.checkpoint:
+            y = self._aggregate(x)
+        else:  # without the norm, which would count each batch twice in its statistics
+            y = recomputed(self._aggregate, x, use_reentrant=False)
         z = self._project_out(y, x)
         if z.dtype == x.dtype and not z.requires_grad and not sizes_are_symbolic():
             return z.add_(x)  # no other map is needed

@@ -21,6 +21,7 @@ def insert_non_local(
     norm: str | Callable[[int], nn.Module] = "",
     init: str = "normal",
     zero_init: bool = True,
+    checkpoint: bool = False,
 ) -> list[NonLocalBlock]:
     """Inserts non-local blocks into a ResNet, in place.
 
@@ -35,7 +36,7 @@ def insert_non_local(
             negative index counts from the stage's end. ``"res4.-2"`` is right before the last
             residual block of res4, the paper's choice for COCO.
         inner_ratio: the blocks' inner channels as a fraction of the stage's channels.
-        pairwise, sub_sample, use_scale, norm, init, zero_init: see :class:`NonLocalBlock`.
+        pairwise, sub_sample, use_scale, norm, init, zero_init, checkpoint: see :class:`NonLocalBlock`.
 
     Returns:
         The new blocks, in the order of ``after``.
@@ -62,6 +63,7 @@ def insert_non_local(
             norm=norm,
             init=init,
             zero_init=zero_init,
+            checkpoint=checkpoint,
         )
         for stage, index in places
     ]

@@ -1,8 +1,17 @@
 from nl_detectron import Predictor
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session", params=["shapes", "people"])
 def predictor(request, weights) -> Predictor:
     return Predictor(None, weights[request.param], confidence_threshold=0, device="cpu")
+
+
+@pytest.fixture
+def with_threads():
+    """torch.set_num_threads for the time of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -113,7 +113,8 @@ def test_is_the_row_of_the_query_and_only_that(pairwise, sub_sample, tmp_path, m
     )
     predictor(image)
     hook.remove()
-    whole = predictor.model.backbone.block.affinity(inputs[0])[0].detach().numpy()  # (L, M)
+    with torch.no_grad():
+        whole = predictor.model.backbone.block.affinity(inputs[0])[0].numpy()  # (L, M)
     asked = []
     affinity = NonLocalBlock.affinity
     monkeypatch.setattr(
@@ -191,7 +192,8 @@ def test_each_instance_sees_its_own_region(weights, picture):
     hook.remove()
     # A box's centre is the corner of four cells, and of one of them by rounding.
     middle = torch.tensor([6 * 14 + 6, 6 * 14 + 7, 7 * 14 + 6, 7 * 14 + 7])
-    rows = block.affinity(inputs[0], middle).detach().numpy().reshape(-1, 4, 7, 7)
+    with torch.no_grad():
+        rows = block.affinity(inputs[0], middle).numpy().reshape(-1, 4, 7, 7)
 
     def is_of(found: AttentionMap, instance: int) -> bool:
         return any(np.allclose(found.weights, row, atol=1e-4) for row in rows[instance])
@@ -199,13 +201,12 @@ def test_each_instance_sees_its_own_region(weights, picture):
     for i in range(5):
         found = everything.of(i, "roi_heads.keypoint_head.nl2")
         assert [is_of(found, j) for j in range(5)] == [i == j for j in range(5)]
-    predict = predictor._predict
+    inference = predictor.model.inference
 
-    def only_the_last_two(image):
-        return {"instances": predict(image)["instances"][3:]}
+    def only_the_last_two(model_inputs):
+        return [{"instances": inference(model_inputs)[0]["instances"][3:]}]
 
-    predictor._predict = only_the_last_two
-    predictor.input_size = lambda image: predict.aug.get_output_shape(80, 120, 128, 128)
+    predictor.model.inference = only_the_last_two
     for i in range(2):
         found = predictor.attention(picture).of(i, "roi_heads.keypoint_head.nl2")
         assert is_of(found, i + 3)

@@ -52,7 +52,7 @@ def test_video_out_and_in(video):
     assert frames[4][45, 45].min() > 200 and frames[4][45, 15].max() < 50
 
 
-def test_predicts_on_a_folder(predictor, folder, tmp_path):
+def test_predicts_on_a_folder(predictor, folder, tmp_path, with_threads):
     output = tmp_path / "out"
     summary = predict_files(predictor, find_inputs([folder]), output, save_json=True)
     assert (summary.written, summary.skipped) == (4, 0)
@@ -64,13 +64,14 @@ def test_predicts_on_a_folder(predictor, folder, tmp_path):
     assert drawn.shape == plain.shape and np.abs(drawn.astype(int) - plain).mean() > 5
     results = json.loads((output / RESULTS_FILE).read_text())
     assert len(results) == 4 * 5
+    with_threads(1)  # as side by side: the sums of more are rounded otherwise
     expected = predictor.to_coco(predictor(folder / "4.png"), 4)
     expected = [{**result, "file_name": "4.png"} for result in expected]
     assert [result for result in results if result["file_name"] == "4.png"] == expected
     assert not list(output.rglob("*.partial*"))
 
 
-def test_one_image_is_held_at_a_time(weights, picture, tmp_path, monkeypatch):
+def test_a_few_images_are_held_at_a_time(weights, picture, tmp_path, monkeypatch):
     predictor = Predictor(None, weights["shapes"], confidence_threshold=0, device="cpu")
     for i in range(8):
         (tmp_path / f"images/{i}").mkdir(parents=True)
@@ -86,7 +87,8 @@ def test_one_image_is_held_at_a_time(weights, picture, tmp_path, monkeypatch):
 
     monkeypatch.setattr(predictor, "load", watched)
     summary = predict_files(predictor, find_inputs([tmp_path / "images"]), tmp_path / "out")
-    assert summary.written == 8 and alive == [0] * 8
+    assert summary.written == 8 and len(alive) == 8
+    assert max(alive) <= 3  # what is being drawn, and two that wait
 
 
 def test_resume_does_only_what_is_missing(weights, folder, tmp_path):
@@ -190,7 +192,8 @@ def test_an_input_is_never_overwritten(predictor, folder):
 
 def test_the_tool(tool, weights, folder, video, tmp_path):
     options = ["--weights", weights["people"], "--output", tmp_path / "out", "--device", "cpu"]
-    code, out, err = tool("predict", *options, "--input", folder, video, "--track", "--save-json")
+    inputs = ["--input", folder, video, "--track", "--save-json", "--dtype", "bfloat16"]
+    code, out, err = tool("predict", *options, *inputs)
     assert code == 1 and "3.png" in err and "Traceback" not in err
     assert "on cpu" in out and "5 written" in out
     assert (tmp_path / "out/clip.mp4").exists() and (tmp_path / "out/more/1.png").exists()

@@ -1,0 +1,26 @@
+from nl_detectron.benchmark.training import checkpoint_table, overhead_table
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
+
+import pytest
+
+
+def test_overhead():
+    table = overhead_table(size=(64, 96), seconds=0, device="cpu")
+    assert [row[0] for row in table.rows] == ["training step", "inference"]
+    for _, plain, ours, ratio, goal in table.rows:
+        assert float(plain) >= 0 and float(ours) >= 0 and float(ratio) > 0
+        assert goal == "≤ 1.06"
+    assert "64×96" in table.text
+
+
+def test_checkpointing():
+    table = checkpoint_table(channels=32, size=(40, 50), seconds=0, device="cpu")
+    assert [row[0] for row in table.rows] == list(PAIRWISE_FUNCTIONS)
+    result = 32 * 40 * 50 * 4 / 1e6  # MB
+    for pairwise, held, less, ratio, _ in table.rows:
+        # Exact: the result and y, for a softmax in a map as wide as its widest operand
+        assert float(less) == pytest.approx(
+            result * (2 if pairwise == "gaussian" else 1.5), abs=0.06
+        )
+        assert float(less) < float(held)
+        assert float(ratio) == pytest.approx(float(less) / float(held), abs=0.15)
