@@ -36,7 +36,8 @@ def insert_non_local(
             negative index counts from the stage's end. ``"res4.-2"`` is right before the last
             residual block of res4, the paper's choice for COCO.
         inner_ratio: the blocks' inner channels as a fraction of the stage's channels.
-        pairwise, sub_sample, use_scale, norm, init, zero_init, checkpoint: see :class:`NonLocalBlock`.
+        pairwise, sub_sample, use_scale, norm, init, zero_init, checkpoint: see
+            :class:`NonLocalBlock`.
 
     Returns:
         The new blocks, in the order of ``after``.
