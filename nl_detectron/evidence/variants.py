@@ -19,13 +19,14 @@ CONFIG = "quick_schedules/Base-Far-Cue.yaml"
 
 @dataclass(frozen=True)
 class Difficulty:
-    """A task: its title, its number of classes, the datasets, and for how many iterations."""
+    """A task: its title, its number of classes, the datasets, and how all models train on it."""
 
     title: str
     num_classes: int
     train: tuple[str, ...]
     test: str
     iterations: int
+    options: dict[str, object] = field(default_factory=dict)
 
 
 DIFFICULTIES = {
@@ -39,6 +40,12 @@ DIFFICULTIES = {
         ("far_cue_lone_key_train", "far_cue_matching_key_train"),
         "far_cue_matching_key_val",
         900,
+        # Its targets have eight classes: more samples of them
+        {
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+            "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.75,
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,
+        },
     ),
 }
 
@@ -171,6 +178,7 @@ def options(variant: str, difficulty: str, seed: int) -> dict[str, object]:
         "MODEL.ROI_HEADS.NUM_CLASSES": task.num_classes,
         "SOLVER.MAX_ITER": task.iterations,
         "SEED": seed,
+        **task.options,
         **VARIANTS[variant].options,
     }
 
