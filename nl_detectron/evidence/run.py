@@ -175,7 +175,7 @@ def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) ->
     """
     missing = [run for run in runs if run.result(output) is None]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already", flush=True)
-    for task in {DIFFICULTIES[run.difficulty] for run in missing}:
+    for task in (DIFFICULTIES[name] for name in dict.fromkeys(run.difficulty for run in missing)):
         for name in (*task.train, task.test):  # generated here, once, with its own progress bar
             DatasetCatalog.get(name)
     workers = min(workers or num_cpu_cores(), max(len(missing), 1))
