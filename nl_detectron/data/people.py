@@ -105,9 +105,9 @@ def draw_people(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
 def draw_people_in_skirts(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     """Draws a figure in a skirt that hides its legs, which do what its raised arms do.
 
-    On either side the forearm points outwards or inwards, and so does the hidden shin; the two
-    sides are independent. Nothing else tells: the figure faces the camera, the skirt is the same
-    for all legs, and the box, which head and skirt reach on all sides, for all arms and legs.
+    Both forearms point to the left of the image or both to the right, and so do the hidden legs.
+    Nothing else tells: the figure faces the camera, the skirt is the same for all legs, and the
+    box, which head and skirt reach on all sides, for all arms and legs.
 
     Args:
         rng: source of all random choices.
@@ -121,8 +121,9 @@ def draw_people_in_skirts(rng: np.random.Generator, size: tuple[int, int]) -> Sc
 
     def draw_figure(number: int) -> Joints:
         joints, parts = _pose(rng, front=True) | SKIRT, _parts(rng, front=True)
+        direction = rng.choice((-1, 1))
         for side, out in (("left", 1), ("right", -1)):
-            joints |= _swinging_limbs(rng, side, out, swing=rng.choice((-1, 1)))
+            joints |= _swaying_limbs(rng, side, out, sway=direction * out)
         parts["skirt"] = [
             (random_texture(rng, rng.uniform(0.03, 0.06)), dict.fromkeys(SKIRT, 0.02))
         ]
@@ -194,11 +195,11 @@ def _pose(rng: np.random.Generator, front: bool) -> Joints:
     return joints | {name: point @ to_body + (0, -0.415) for name, point in head.items()}
 
 
-def _swinging_limbs(rng: np.random.Generator, side: str, out: int, swing: int) -> Joints:
-    """A raised arm and a leg, of which forearm and shin both point outwards (1) or inwards (-1)."""
-    upper_arm, thigh = rng.uniform((1.85, 0.3), (2.05, 0.4))
-    forearm, shin = rng.uniform((0.5, 0.6), (0.7, 0.8)) * (-swing, swing) + (np.pi, 0)
-    arm = _chain((0.105, -0.27), (0.16, 0.15), (upper_arm, forearm))
+def _swaying_limbs(rng: np.random.Generator, side: str, out: int, sway: int) -> Joints:
+    """A raised arm and a leg; forearm, thigh and shin point outwards (1) or inwards (-1)."""
+    upper_arm = rng.uniform(1.85, 2.05)
+    forearm, thigh, shin = rng.uniform((0.5, 0.25, 0.5), (0.7, 0.35, 0.6)) * (-sway, sway, sway)
+    arm = _chain((0.105, -0.27), (0.16, 0.15), (upper_arm, np.pi + forearm))
     leg = _chain((0.06, 0), (0.22, 0.24), (thigh, shin))
     points = zip(LIMBS, (*arm, *leg), strict=True)
     return {f"{side}_{name}": point * (out, 1) for name, point in points}
