@@ -86,16 +86,16 @@ def skirted(seed) -> tuple[np.ndarray, np.ndarray, float]:
     [figure] = draw_people_in_skirts(np.random.default_rng([3, seed]), FIGURE_SIZE).instances
     y, x = np.nonzero(figure.mask)
     box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1], np.float32)
-    elbows, ankles = (
+    shoulders, ankles = (
         figure.keypoints[[NAMES.index(f"{side}_{joint}") for side in ("left", "right")], :2]
-        for joint in ("elbow", "ankle")
+        for joint in ("shoulder", "ankle")
     )
-    return box, ankles + 0.5, elbows[:, 1].max() + 6  # as tests/data assert
+    return box, ankles + 0.5, shoulders[:, 1].max() + 6  # as is tested of the set
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("variant", ["plain", "wider_head"])
-def test_no_head_without_attention_sees_from_an_ankle_to_a_forearm(variant, seed, head_models):
+def test_no_head_without_attention_sees_from_an_ankle_to_an_arm(variant, seed, head_models):
     """In boxes that are off by some pixels, too."""
     box, ankles, last_row = skirted(seed)
     for offset in (0, 4):

@@ -42,7 +42,7 @@ LIMBS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")  # the joints of 
 SKIRT = {  # its corners
     f"{side}_{end}": np.array((x * out, y))
     for side, out in (("left", 1), ("right", -1))
-    for end, x, y in (("waist", 0.1, -0.05), ("hem", 0.38, 0.5))
+    for end, x, y in (("waist", 0.1, -0.05), ("hem", 0.4, 0.5))
 }
 
 
@@ -103,11 +103,10 @@ def draw_people(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
 
 
 def draw_people_in_skirts(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Draws a figure in a skirt that hides its legs, which do what its raised arms do.
+    """Draws a figure in a skirt that hides its legs, which sway to the side of its raised arm.
 
-    Both forearms point to the left of the image or both to the right, and so do the hidden legs.
-    Nothing else tells: the figure faces the camera, the skirt is the same for all legs, and the
-    box, which head and skirt reach on all sides, for all arms and legs.
+    The other arm is behind its back. Nothing else tells: the figure faces the camera, the skirt is
+    the same for all legs, and so is the box, which head and skirt reach on all sides.
 
     Args:
         rng: source of all random choices.
@@ -115,22 +114,23 @@ def draw_people_in_skirts(rng: np.random.Generator, size: tuple[int, int]) -> Sc
 
     Returns:
         The scene with its only instance, as from :func:`draw_people`. Hips, knees and ankles are
-        hidden (visibility 1), all others visible.
+        hidden (visibility 1), and so are one elbow and wrist.
     """
     canvas = Canvas(rng, size)
 
     def draw_figure(number: int) -> Joints:
         joints, parts = _pose(rng, front=True) | SKIRT, _parts(rng, front=True)
-        direction = rng.choice((-1, 1))
+        raised, other = _sides(rng)
         for side, out in (("left", 1), ("right", -1)):
-            joints |= _swaying_limbs(rng, side, out, sway=direction * out)
+            joints |= _swaying_limbs(rng, side, out, raised=side == raised)
         parts["skirt"] = [
             (random_texture(rng, rng.uniform(0.03, 0.06)), dict.fromkeys(SKIRT, 0.02))
         ]
-        order = ("left_leg", "right_leg", "torso", "skirt", "head", "left_arm", "right_arm")
+        arms, legs = (f"{other}_arm", f"{raised}_arm"), ("left_leg", "right_leg")
+        order = (*legs, arms[0], "torso", "skirt", "head", arms[1])
         painted = [part for name in order for part in parts[name]]
         height = rng.uniform(0.82, 0.92) * min(size)
-        low, high = np.array([(0.42, 0.53), (0.42, 0.54)]) * height  # of the box, from the hips
+        low, high = np.array([(0.45, 0.53), (0.45, 0.54)]) * height  # of the box, from the hips
         hips = rng.uniform(low, np.array(size[::-1]) - high)
         lean = rng.uniform(-0.02, 0.02)
         return _paint(canvas, number, joints, painted, height=height, lean=lean, hips=hips)
@@ -195,12 +195,18 @@ def _pose(rng: np.random.Generator, front: bool) -> Joints:
     return joints | {name: point @ to_body + (0, -0.415) for name, point in head.items()}
 
 
-def _swaying_limbs(rng: np.random.Generator, side: str, out: int, sway: int) -> Joints:
-    """A raised arm and a leg; forearm, thigh and shin point outwards (1) or inwards (-1)."""
-    upper_arm = rng.uniform(1.85, 2.05)
-    forearm, thigh, shin = rng.uniform((0.5, 0.25, 0.5), (0.7, 0.35, 0.6)) * (-sway, sway, sway)
-    arm = _chain((0.105, -0.27), (0.16, 0.15), (upper_arm, np.pi + forearm))
-    leg = _chain((0.06, 0), (0.22, 0.24), (thigh, shin))
+def _sides(rng: np.random.Generator) -> Sequence[str]:
+    """Left and right in random order."""
+    return rng.permutation(("left", "right")).tolist()
+
+
+def _swaying_limbs(rng: np.random.Generator, side: str, out: int, raised: bool) -> Joints:
+    """An arm that is raised or behind the back, and a leg that sways outwards or inwards."""
+    up = rng.uniform((2.1, 2.2), (2.2, 2.4))
+    upper_arm, forearm = up if raised else (-0.25, -1.2)
+    thigh, shin = rng.uniform((0.25, 0.5), (0.35, 0.6)) * (1 if raised else -1)
+    arm = _chain((0.105, -0.27), (0.16, 0.15), (upper_arm, forearm))
+    leg = _chain((0.06, 0), (0.23, 0.25), (thigh, shin))
     points = zip(LIMBS, (*arm, *leg), strict=True)
     return {f"{side}_{name}": point * (out, 1) for name, point in points}
 

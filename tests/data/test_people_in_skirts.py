@@ -8,7 +8,9 @@ import pytest
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES as NAMES
 
 NUM_IMAGES, SIZE = 100, (128, 128)
-HIDDEN = [f"{side}_{joint}" for side in ("left", "right") for joint in ("hip", "knee", "ankle")]
+ARM = 6  # pixels below a shoulder where nothing of the arm is left
+SIDES = ("left", "right")
+LEGS = {f"{side}_{joint}" for side in SIDES for joint in ("hip", "knee", "ankle")}
 
 
 def figure(seed, size=SIZE):
@@ -24,24 +26,31 @@ def figures():
     return [figure([13, i]) for i in range(NUM_IMAGES)]
 
 
-def lean(keypoints, joint, end) -> list[int]:
-    """To which side of the image, -1 or 1, both limbs point from their joint to their end."""
-    sides = ("left", "right")
-    steps = [keypoints[f"{side}_{end}"][0] - keypoints[f"{side}_{joint}"][0] for side in sides]
-    return np.sign(steps).tolist()
+def raised(keypoints) -> str:
+    """The side of the wrist that is seen."""
+    [side] = [side for side in SIDES if keypoints[f"{side}_wrist"][2] == 2]
+    return side
 
 
-def test_legs_alone_are_hidden(figures):
+def test_legs_and_one_arm_are_hidden(figures):
     for keypoints, _ in figures:
-        assert {name for name in NAMES if keypoints[name][2] == 1} == set(HIDDEN)
-        assert all(keypoints[name][2] == 2 for name in NAMES if name not in HIDDEN)
+        other = "right" if raised(keypoints) == "left" else "left"
+        hidden = LEGS | {f"{other}_elbow", f"{other}_wrist"}
+        assert {name for name in NAMES if keypoints[name][2] == 1} == hidden
+        assert all(keypoints[name][2] == 2 for name in NAMES if name not in hidden)
 
 
-def test_legs_point_where_forearms_do(figures):
+def test_legs_sway_to_the_side_of_the_raised_arm(figures):
     directions = []
     for keypoints, _ in figures:
-        limbs = ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle")
-        [direction] = {side for joint, end in limbs for side in lean(keypoints, joint, end)}
+        side = raised(keypoints)
+        ends = [(f"{side}_shoulder", f"{side}_elbow"), (f"{side}_elbow", f"{side}_wrist")]
+        ends += [
+            (f"{leg}_{a}", f"{leg}_{b}")
+            for leg in SIDES
+            for a, b in (("hip", "knee"), ("knee", "ankle"))
+        ]
+        [direction] = {np.sign(keypoints[b][0] - keypoints[a][0]) for a, b in ends}
         directions.append(direction)
     assert 0.4 < np.mean(np.array(directions) == 1) < 0.6
 
@@ -57,23 +66,19 @@ def test_figures_are_whole_and_their_boxes_hold_all_limbs(size):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_boxes_and_what_is_below_the_arms_are_the_same_for_both_sides(seed, monkeypatch):
-    """With all other choices alike, only the forearms differ."""
-    found = {}
-    limbs = people._swaying_limbs
-    for direction in (-1, 1):
-
-        def both_to_one_side(rng, side, out, sway, direction=direction):
-            return limbs(rng, side, out, direction * out)
-
-        monkeypatch.setattr(people, "_swaying_limbs", both_to_one_side)
+    """With all other choices alike, only the shoulders and what is above them differ."""
+    found = []
+    for sides in (SIDES, SIDES[::-1]):
         rng = np.random.default_rng([15, seed])
-        scene = draw_people_in_skirts(rng, SIZE)
-        [instance] = scene.instances
-        found[direction] = scene.image, instance.mask, instance.keypoints
-    (image, mask, keypoints), (image_2, mask_2, keypoints_2) = found.values()
-    forearms = int(keypoints[[NAMES.index("left_elbow"), NAMES.index("right_elbow")], 1].max()) + 6
-    np.testing.assert_array_equal(image[forearms:], image_2[forearms:])
-    assert (image[:forearms] != image_2[:forearms]).any()
+        with monkeypatch.context() as patch:
+            patch.setattr(people, "_sides", lambda rng, sides=sides: sides)
+            [instance] = (scene := draw_people_in_skirts(rng, SIZE)).instances
+        found.append((scene.image, instance.mask, instance.keypoints))
+    (image, mask, keypoints), (image_2, mask_2, keypoints_2) = found
+    shoulders = [NAMES.index("left_shoulder"), NAMES.index("right_shoulder")]
+    first = int(keypoints[shoulders, 1].max()) + ARM
+    np.testing.assert_array_equal(image[first:], image_2[first:])
+    assert (image[:first] != image_2[:first]).any()
     for axis in (0, 1):
         rows, rows_2 = (np.nonzero(m.any(axis=axis))[0] for m in (mask, mask_2))
         assert (rows[0], rows[-1]) == (rows_2[0], rows_2[-1])
