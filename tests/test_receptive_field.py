@@ -1,6 +1,6 @@
 from nl_detectron.data import draw_people_in_skirts
 from nl_detectron.data.far_cue import FAR_CUE_SIZE
-from nl_detectron.evidence.legs import ANKLE, FIGURE, FIGURE_SIZE
+from nl_detectron.evidence.legs import ANKLE, ARMS, FIGURE, FIGURE_SIZE
 from nl_detectron.evidence.report import GAP, NEAREST_TARGET
 from nl_detectron.evidence.variants import build_cfg
 from nl_detectron.receptive_field import keypoint_reach, reach
@@ -103,6 +103,11 @@ def test_no_head_without_attention_sees_from_an_ankle_to_an_arm(variant, seed, h
         for ankle in ankles[: 2 - offset // 4]:
             seen = keypoint_reach(head_models[variant], FIGURE_SIZE, found, ankle)
             assert 30 < seen < ankle[1] - last_row
+
+
+@pytest.mark.parametrize("variant", ["plain", "wider_head"])
+def test_nor_in_the_largest_figure(variant, head_models):
+    assert keypoint_reach(head_models[variant], FIGURE_SIZE, FIGURE, ANKLE) < ANKLE[1] - ARMS
 
 
 @pytest.mark.parametrize("variant", ["embedded_gaussian_head", "concatenation_head"])

@@ -16,7 +16,7 @@ from ..data.far_cue import FAR_CUE_SIZE, KEY_ZONE, TARGET_ZONE
 from ..inference import Predictor
 from ..receptive_field import keypoint_reach, reach
 from ..visualization import read_metrics
-from .legs import ANKLE, FIGURE, FIGURE_SIZE, draw_legs
+from .legs import ANKLE, ARMS, FIGURE, FIGURE_SIZE, draw_legs
 from .measures import is_target
 from .run import Run
 from .variants import DIFFICULTIES, VARIANTS, Difficulty, build_cfg, variants_of
@@ -74,7 +74,7 @@ def write_report(output: Path, docs: Path, seeds: Sequence[int], command: str) -
             parts.append(_ENTROPY.format(difficulty=difficulty))
     parts.append(f"## What each model costs and sees\n\n{_COSTS.format(gap=GAP)}")
     parts.append(costs_table())
-    parts.append(f"{_HEAD_COSTS}\n\n{head_costs_table()}")
+    parts.append(f"{_HEAD_COSTS.format(gap=ANKLE[1] - ARMS)}\n\n{head_costs_table()}")
     file = docs / "evidence.md"
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return file
@@ -257,10 +257,10 @@ black one. A target's class is its colour, which is seen from near by, and its a
 the key whose core has the target's colour. The average of the keys tells nothing. Half of the
 training images have a single key; none of the tested ones do.""",
     "hidden_legs": """\
-A figure wears a skirt that hides its legs. They do what its raised arms do: forearms and shins all
-point to the same side of the image. All else, the box too, is the same for both sides. RoI features
+A figure wears a skirt that hides its legs. They sway to the side of its raised arm, left or right;
+the other arm is behind its back. All else, the box too, is the same for both sides. RoI features
 are taken from res2, which sees 17 pixels, and the keypoint head's convolutions do not see from an
-ankle to a forearm either: it is the blocks between them that can.
+ankle to an arm either: only the blocks between them do.
 
 - *Hidden ankles placed*: of the figures that are found, the share of ankles that are placed within
   a tenth of the box's height. To place them at one of the two places gets 50 %, between them
@@ -313,4 +313,4 @@ at least {gap} pixels away."""
 
 _HEAD_COSTS = """\
 Of the models for hidden legs, the same is found for the heat maps at an ankle of the largest
-figure, with rows and columns of pixels. What tells, its forearms, is at least 75 pixels away."""
+figure, with rows and columns of pixels. What tells, its arm, is at least {gap} pixels away."""

@@ -209,6 +209,11 @@ VARIANTS = {
     "dot_product_head": Variant("4 blocks, dot product", _in_head("dot_product"), LEGS),
     "gaussian_head": Variant("4 blocks, Gaussian", _in_head("gaussian"), LEGS),
     "concatenation_head": Variant("4 blocks, concatenation", _in_head("concatenation"), LEGS),
+    "embedded_gaussian_head_released": Variant(
+        "4 blocks, embedded Gaussian, released init",
+        {**_in_head("embedded_gaussian"), **RELEASED},
+        LEGS,
+    ),
 }
 
 
