@@ -152,9 +152,10 @@ def plot_results(results: Results, file: Path, task: Difficulty) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     curves, points = figure.subplots(1, 2, width_ratios=(3, 2))
     measure = task.measure
-    shown = [name for name in PLOTTED if results.get(name)]
+    names = [name for name in PLOTTED if name in results]
+    shown = [name for name in names if results[name]]
     for row, name in enumerate(shown):
-        found, colour = results[name], f"C{PLOTTED.index(name)}"
+        found, colour = results[name], f"C{names.index(name)}"
         iterations = [0, *(point[0] for point in found[0]["curve"])]
         values = np.array([[0, *(point[1] for point in result["curve"])] for result in found])
         label = f"{VARIANTS[name].title} ({len(found)})"
@@ -267,7 +268,8 @@ ankle to an arm either: only the blocks between them do.
   nothing.
 - *Visible joints placed*: the same of all joints that are seen. They are the control that a model
   has learned to see.
-- *Keypoint AP*: COCO's, over visible and hidden joints alike.""",
+- *Keypoint AP*: COCO's, over visible and hidden joints alike.
+""",
 }
 
 _INTRODUCTION = """\

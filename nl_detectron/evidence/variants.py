@@ -72,7 +72,7 @@ DIFFICULTIES = {
 # one non-local block at its place in the model of CONFIG
 DEEPER_CHANNELS = 56
 # The same of the keypoint head's convolutions and the four blocks between them
-WIDER_CHANNELS = 38
+WIDER_CHANNELS = 40
 
 
 @BACKBONE_REGISTRY.register()
