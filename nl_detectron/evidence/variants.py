@@ -62,7 +62,7 @@ DIFFICULTIES = {
         1,
         ("people_in_skirts_train",),
         "people_in_skirts_val",
-        400,
+        700,
         config=KEYPOINT_CONFIG,
         measure=JOINTS,
     ),
