@@ -1,6 +1,7 @@
 """How far a detector can see, measured on the built model rather than derived by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
@@ -40,13 +41,55 @@ def reach(model: GeneralizedRCNN, size: Sequence[int], box: Sequence[float]) -> 
     return max(0, round(max(distances)))
 
 
-def _first(columns: Sequence[int], depends) -> int | None:
-    """The first column, counted from the far end, that matters; nearer ones then do, too."""
-    low, high = 0, len(columns)
+@torch.no_grad()
+def keypoint_reach(
+    model: GeneralizedRCNN, size: Sequence[int], box: Sequence[float], point: Sequence[float]
+) -> int:
+    """How far from a point a pixel can be and still change how likely keypoints are at the point.
+
+    As :func:`reach`, with rows and columns. Where the box lies is not asked here.
+
+    Args:
+        model: with a keypoint head of Detectron2's; put into evaluation mode.
+        size: height and width of the image in pixels.
+        box: (x0, y0, x1, y1) in pixels, for which keypoints are predicted.
+        point: (x, y) in pixels, in the box.
+
+    Returns:
+        Pixels from the point to the farthest row or column that matters, at least 0.
+    """
+    model.eval()
+    heads = model.roi_heads
+    boxes = [Boxes(torch.tensor([box], dtype=torch.float32, device=model.device))]
+
+    def depends(axis: int, index: int) -> bool:
+        image = torch.zeros(1, 3, *size, device=model.device)
+        image.select(axis, index).fill_(torch.nan)
+        features = model.backbone(image)
+        pooled = heads.keypoint_pooler([features[f] for f in heads.keypoint_in_features], boxes)
+        logits = heads.keypoint_head.layers(pooled)  # (1, keypoints, S, S)
+        column, row = (
+            int((p - low) / (high - low) * logits.shape[-1])
+            for p, low, high in zip(point, box[:2], box[2:], strict=True)
+        )
+        return _has_nan(logits[..., row, column])
+
+    distances = [0.0]
+    for axis, p in ((2, point[1]), (3, point[0])):
+        for far in (range(int(p)), range(size[axis - 2] - 1, int(p), -1)):
+            index = _first(far, partial(depends, axis))
+            if index is not None:
+                distances.append(abs(index + 0.5 - p) + 0.5)
+    return round(max(distances))
+
+
+def _first(indices: Sequence[int], depends: Callable[[int], bool]) -> int | None:
+    """The first row or column, counted from the far end, that matters; nearer ones then do, too."""
+    low, high = 0, len(indices)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if depends(columns[middle]) else (middle + 1, high)
-    return columns[low] if low < len(columns) else None
+        low, high = (low, middle) if depends(indices[middle]) else (middle + 1, high)
+    return indices[low] if low < len(indices) else None
 
 
 def _depends(

@@ -1,9 +1,13 @@
+from nl_detectron.data import draw_people_in_skirts
 from nl_detectron.data.far_cue import FAR_CUE_SIZE
+from nl_detectron.evidence.legs import ANKLE, ARMS, FIGURE, FIGURE_SIZE
 from nl_detectron.evidence.report import GAP, NEAREST_TARGET
 from nl_detectron.evidence.variants import build_cfg
-from nl_detectron.receptive_field import reach
+from nl_detectron.receptive_field import keypoint_reach, reach
 
+import numpy as np
 import pytest
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES as NAMES
 from detectron2.modeling import build_model
 
 
@@ -69,3 +73,46 @@ def test_each_head_counts():
 
     pooler.__class__ = Wide
     assert reach(model, FAR_CUE_SIZE, NEAREST_TARGET) == plain + 32
+
+
+@pytest.fixture(scope="module")
+def head_models():
+    names = ("plain", "wider_head", "embedded_gaussian_head", "concatenation_head")
+    return {name: build_model(build_cfg(name, "hidden_legs", seed=1)) for name in names}
+
+
+def skirted(seed) -> tuple[np.ndarray, np.ndarray, float]:
+    """The box and the ankles (2, 2) of a figure, and the last row of what tells of them."""
+    [figure] = draw_people_in_skirts(np.random.default_rng([3, seed]), FIGURE_SIZE).instances
+    y, x = np.nonzero(figure.mask)
+    box = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1], np.float32)
+    shoulders, ankles = (
+        figure.keypoints[[NAMES.index(f"{side}_{joint}") for side in ("left", "right")], :2]
+        for joint in ("shoulder", "ankle")
+    )
+    return box, ankles + 0.5, shoulders[:, 1].max() + 6  # as is tested of the set
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("variant", ["plain", "wider_head"])
+def test_no_head_without_attention_sees_from_an_ankle_to_an_arm(variant, seed, head_models):
+    """In boxes that are off by some pixels, too."""
+    box, ankles, last_row = skirted(seed)
+    for offset in (0, 4):
+        found = box + np.float32([-offset, -offset, offset, offset])
+        for ankle in ankles[: 2 - offset // 4]:
+            seen = keypoint_reach(head_models[variant], FIGURE_SIZE, found, ankle)
+            assert 30 < seen < ankle[1] - last_row
+
+
+@pytest.mark.parametrize("variant", ["plain", "wider_head"])
+def test_nor_in_the_largest_figure(variant, head_models):
+    assert keypoint_reach(head_models[variant], FIGURE_SIZE, FIGURE, ANKLE) < ANKLE[1] - ARMS
+
+
+@pytest.mark.parametrize("variant", ["embedded_gaussian_head", "concatenation_head"])
+def test_a_head_with_blocks_sees_everything(variant, head_models):
+    x, y = ANKLE
+    assert keypoint_reach(head_models[variant], FIGURE_SIZE, FIGURE, ANKLE) == max(
+        x, y, FIGURE_SIZE[1] - x, FIGURE_SIZE[0] - y
+    )

@@ -8,7 +8,7 @@ from .far_cue import (
     draw_one_key,
 )
 from .generate import KINDS, generate
-from .people import PERSON_SKELETON, draw_people
+from .people import PERSON_SKELETON, draw_people, draw_people_in_skirts
 from .shapes import SHAPE_CLASSES, draw_shapes
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "draw_matching_key",
     "draw_one_key",
     "draw_people",
+    "draw_people_in_skirts",
     "draw_shapes",
     "generate",
 ]

@@ -43,7 +43,7 @@ def register_generated(
         evaluator_type="coco",
         thing_classes=[category["name"] for category in KINDS[kind].categories],
     )
-    if kind == "people":
+    if "keypoints" in KINDS[kind].categories[0]:
         metadata.set(
             keypoint_names=COCO_PERSON_KEYPOINT_NAMES,
             keypoint_flip_map=COCO_PERSON_KEYPOINT_FLIP_MAP,

@@ -1,34 +1,31 @@
 """docs/evidence.md and its pictures, from what the runs have left."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from ..analysis import count_flops, count_parameters, largest_input
 from ..data.far_cue import FAR_CUE_SIZE, KEY_ZONE, TARGET_ZONE
 from ..inference import Predictor
-from ..receptive_field import reach
+from ..receptive_field import keypoint_reach, reach
 from ..visualization import read_metrics
-from .run import Run, is_target
-from .variants import DIFFICULTIES, VARIANTS, build_cfg, variants_of
+from .legs import ANKLE, ARMS, FIGURE, FIGURE_SIZE, draw_legs
+from .measures import is_target
+from .run import Run
+from .variants import DIFFICULTIES, VARIANTS, Difficulty, build_cfg, variants_of
 
-COLUMNS = {
-    "target accuracy, %": "target_accuracy",
-    "targets found, %": "targets_found",
-    "target AP": "target_AP",
-    "key AP": "key_AP",
-    "seconds": "seconds",
-}
 PLOTTED = (
     *("plain", "deeper", "wider", "uniform"),
     *("embedded_gaussian", "dot_product", "gaussian", "concatenation"),
+    *("wider_head", "uniform_head"),
+    *("embedded_gaussian_head", "dot_product_head", "gaussian_head", "concatenation_head"),
 )
 # Those whose attention is a distribution, and is learned
 WITH_ENTROPY = (
@@ -66,15 +63,18 @@ def write_report(output: Path, docs: Path, seeds: Sequence[int], command: str) -
             f"## {task.title}\n\n{_TASKS[difficulty]}\n{task.iterations} iterations a run."
         )
         if any(results.get(name) for name in PLOTTED):
-            plot_results(results, docs / f"evidence_{difficulty}.png", title=task.title)
+            plot_results(results, docs / f"evidence_{difficulty}.png", task)
             parts.append(f"![Curves and accuracies](evidence_{difficulty}.png)")
-            if draw_attention(output, difficulty, seeds, docs / f"attention_{difficulty}.png"):
-                parts.append(_ATTENTION.format(difficulty=difficulty))
-        parts.append(results_table(results, len(seeds)))
+            legs = difficulty == "hidden_legs"
+            draw, caption = (draw_legs, _LEGS) if legs else (draw_attention, _ATTENTION)
+            if draw(output, difficulty, seeds, docs / f"attention_{difficulty}.png"):
+                parts.append(caption.format(difficulty=difficulty))
+        parts.append(results_table(results, len(seeds), task.measure.columns))
         if plot_entropy(output, difficulty, seeds, docs / f"entropy_{difficulty}.png"):
             parts.append(_ENTROPY.format(difficulty=difficulty))
     parts.append(f"## What each model costs and sees\n\n{_COSTS.format(gap=GAP)}")
     parts.append(costs_table())
+    parts.append(f"{_HEAD_COSTS.format(gap=ANKLE[1] - ARMS)}\n\n{head_costs_table()}")
     file = docs / "evidence.md"
     file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return file
@@ -90,45 +90,72 @@ def read_results(output: Path, difficulty: str, seeds: Sequence[int]) -> Results
     }
 
 
-def results_table(results: Results, num_seeds: int) -> str:
+def results_table(results: Results, num_seeds: int, columns: Mapping[str, str]) -> str:
     """A Markdown table, a row for each variant: mean (minimum to maximum) over seeds."""
     rows = []
     for name, found in results.items():
         variant = VARIANTS[name]
-        cells = [_spread([result[key] for result in found]) for key in COLUMNS.values() if found]
+        cells = [_spread([result[key] for result in found]) for key in columns.values() if found]
         rows.append((variant.title, f"{len(found)} of {num_seeds}", *(cells or ["not run yet"])))
-    return _markdown(rows, ("model", "seeds", *COLUMNS))
+    return _markdown(rows, ("model", "seeds", *columns))
 
 
 def costs_table() -> str:
     """A Markdown table of each variant's parameters and FLOPs, and of how far it sees."""
-    rows, plain = [], None
-    for name, variant in VARIANTS.items():
-        model = build_model(build_cfg(name, "one_key", seed=0)).eval()
+
+    def seen(model: GeneralizedRCNN) -> str:
         distance = reach(model, FAR_CUE_SIZE, NEAREST_TARGET)
-        flops = count_flops(model, largest_input(model, FAR_CUE_SIZE)).total()
+        return f"{distance} pixels" if distance < NEAREST_TARGET[0] else "everything"
+
+    names = [name for name in VARIANTS if name not in variants_of("hidden_legs") or name == "plain"]
+    return _costs_table("one_key", names, FAR_CUE_SIZE, seen)
+
+
+def head_costs_table() -> str:
+    """The same of the variants of the keypoint head, seen from an ankle."""
+
+    def seen(model: GeneralizedRCNN) -> str:
+        distance = keypoint_reach(model, FIGURE_SIZE, FIGURE, ANKLE)
+        return f"{distance} pixels" if distance < int(ANKLE[1]) else "everything"
+
+    return _costs_table("hidden_legs", variants_of("hidden_legs"), FIGURE_SIZE, seen)
+
+
+def _costs_table(
+    difficulty: str,
+    names: Sequence[str],
+    size: Sequence[int],
+    seen: Callable[[GeneralizedRCNN], str],
+) -> str:
+    rows, plain = [], None
+    for name in names:
+        model = build_model(build_cfg(name, difficulty, seed=0)).eval()
+        distance = seen(model)
+        flops = count_flops(model, largest_input(model, size)).total()
         parameters = count_parameters(model)
         plain = plain or (parameters, flops)
         rows.append(
             (
-                variant.title,
+                VARIANTS[name].title,
                 f"{parameters:,}",
                 f"{parameters - plain[0]:+,}",
                 f"{flops / 1e6:.1f}",
                 f"{(flops - plain[1]) / 1e6:+.2f}",
-                f"{distance} pixels" if distance < NEAREST_TARGET[0] else "everything",
+                distance,
             )
         )
     return _markdown(rows, ("model", "parameters", "added", "MFLOPs", "added", "sees to"))
 
 
-def plot_results(results: Results, file: Path, *, title: str) -> None:
-    """Target AP over the training, mean and spread over seeds, and each seed's final accuracy."""
+def plot_results(results: Results, file: Path, task: Difficulty) -> None:
+    """AP over the training, mean and spread over seeds, and each seed's share of right answers."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     curves, points = figure.subplots(1, 2, width_ratios=(3, 2))
-    shown = [name for name in PLOTTED if results.get(name)]
+    measure = task.measure
+    names = [name for name in PLOTTED if name in results]
+    shown = [name for name in names if results[name]]
     for row, name in enumerate(shown):
-        found, colour = results[name], f"C{PLOTTED.index(name)}"
+        found, colour = results[name], f"C{names.index(name)}"
         iterations = [0, *(point[0] for point in found[0]["curve"])]
         values = np.array([[0, *(point[1] for point in result["curve"])] for result in found])
         label = f"{VARIANTS[name].title} ({len(found)})"
@@ -136,12 +163,13 @@ def plot_results(results: Results, file: Path, *, title: str) -> None:
         curves.fill_between(
             iterations, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15
         )
-        accuracies = [result["target_accuracy"] for result in found]
+        accuracies = [result[measure.columns[measure.answer]] for result in found]
         points.plot(accuracies, [row] * len(found), "o", color=colour, alpha=0.6)
-    curves.set(xlabel="iteration", ylabel="target AP", title=f"{title}: target AP (seeds)")
+    curves.set(xlabel="iteration", ylabel=measure.curve)
+    curves.set_title(f"{task.title}: {measure.curve} (seeds)")
     curves.legend(fontsize="small")
     points.axvline(50, color="grey", linestyle=":")
-    points.set(xlim=(30, 102), xlabel="target accuracy, %", title="each seed; chance is 50 %")
+    points.set(xlim=(30, 102), xlabel=measure.answer, title="each seed; chance is 50 %")
     points.set_yticks(range(len(shown)), [VARIANTS[name].title for name in shown])
     points.invert_yaxis()
     figure.savefig(file, dpi=110)
@@ -229,6 +257,19 @@ There are four keys with cores of different colours, two of them with a white ri
 black one. A target's class is its colour, which is seen from near by, and its answer: the rim of
 the key whose core has the target's colour. The average of the keys tells nothing. Half of the
 training images have a single key; none of the tested ones do.""",
+    "hidden_legs": """\
+A figure wears a skirt that hides its legs. They sway to the side of its raised arm, left or right;
+the other arm is behind its back. All else, the box too, is the same for both sides. RoI features
+are taken from res2, which sees 17 pixels, and the keypoint head's convolutions do not see from an
+ankle to an arm either: only the blocks between them do.
+
+- *Hidden ankles placed*: of the figures that are found, the share of ankles that are placed within
+  a tenth of the box's height. To place them at one of the two places gets 50 %, between them
+  nothing.
+- *Visible joints placed*: the same of all joints that are seen. They are the control that a model
+  has learned to see.
+- *Keypoint AP*: COCO's, over visible and hidden joints alike.
+""",
 }
 
 _INTRODUCTION = """\
@@ -261,7 +302,17 @@ _ENTROPY = """\
 *The entropy of the block's attention during training, 1 for uniform attention and 0 for attention
 to a single position, which differs from query to query unless attention has collapsed.*"""
 
+_LEGS = """\
+![Hidden legs](attention_{difficulty}.png)
+
+*Validation images. From the left: the truth, the plain model, the one with blocks, and the image as
+bright as the positions that the last block relates to an ankle (cross).*"""
+
 _COSTS = """\
 How far a model sees beyond the border of a target is found by experiment on the built model, its
 RPN and RoI heads included: a column of pixels is set to NaN, which no layer can undo. The keys are
 at least {gap} pixels away."""
+
+_HEAD_COSTS = """\
+Of the models for hidden legs, the same is found for the heat maps at an ankle of the largest
+figure, with rows and columns of pixels. What tells, its arm, is at least {gap} pixels away."""

@@ -8,36 +8,32 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import detectron2
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from pycocotools import mask as mask_util
 
 from ..checkpoint.writing import replacing
 from ..data.generate import VERSION
 from ..engine import Trainer, UsageError
 from ..engine.launch import num_cpu_cores
 from ..model_zoo import get_config_file
-from ..visualization import read_metrics
-from .variants import CONFIG, DIFFICULTIES, build_cfg, options
+from .variants import DIFFICULTIES, build_cfg, options
 
 RESULT = "result.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a variant on a difficulty of far_cue with a seed, and config overrides."""
+    """One training: a variant on a task with a seed, and config overrides."""
 
     difficulty: str
     variant: str
@@ -58,7 +54,8 @@ class Run:
 
     def fingerprint(self) -> str:
         """By which a result is known to be of these settings."""
-        config = Path(get_config_file(CONFIG)).read_text(encoding="utf-8")
+        config_file = get_config_file(DIFFICULTIES[self.difficulty].config)
+        config = Path(config_file).read_text(encoding="utf-8")
         settings = options(self.variant, self.difficulty, self.seed)
         text = json.dumps([VERSION, config, settings, self.opts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -70,45 +67,6 @@ class Run:
         except (OSError, ValueError):
             return None
         return result if result.get("fingerprint") == self.fingerprint() else None
-
-
-def is_target(class_name: str) -> bool:
-    """Whether a class of far_cue is one of targets, not of keys."""
-    return class_name.startswith("target")
-
-
-def target_accuracy(truth: dict, detections: Iterable[dict]) -> tuple[float, float]:
-    """Whether a target's answer is told rightly, where the target is found at all.
-
-    A target is found by the detection with the highest score among those of the target classes
-    that overlap it by an IoU of at least 0.5. The answer, a or b, in that one's class counts.
-
-    Args:
-        truth: the annotations, in COCO's format.
-        detections: COCO's results, as in Detectron2's ``coco_instances_results.json``.
-
-    Returns:
-        The fraction of found targets that are told rightly (NaN without any), and the fraction of
-        targets that are found.
-    """
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    answers = {i: name[-1] for i, name in names.items() if is_target(name)}
-    by_image = defaultdict(list)
-    for detection in detections:
-        if detection["category_id"] in answers:
-            by_image[detection["image_id"]].append(detection)
-    targets = [a for a in truth["annotations"] if a["category_id"] in answers]
-    told = []
-    for target in targets:
-        candidates = by_image[target["image_id"]]
-        boxes = np.array([d["bbox"] for d in candidates], np.float64).reshape(-1, 4)
-        ious = np.ravel(mask_util.iou(boxes, np.array([target["bbox"]], np.float64), [0]))
-        hits = [d for d, iou in zip(candidates, ious, strict=True) if iou >= 0.5]
-        if hits:
-            best = max(hits, key=lambda d: d["score"])
-            told.append(answers[best["category_id"]] == answers[target["category_id"]])
-    accuracy = float(np.mean(told)) if told else float("nan")
-    return accuracy, len(told) / max(len(targets), 1)
 
 
 def train_and_measure(run: Run, output: Path) -> dict:
@@ -134,35 +92,15 @@ def train_and_measure(run: Run, output: Path) -> dict:
 
     detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
     truth = json.loads(Path(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file).read_text())
-    accuracy, found = target_accuracy(truth, detections)
-    curve = read_curve(folder / "metrics.json", [c["name"] for c in truth["categories"]])
+    measure = DIFFICULTIES[run.difficulty].measure
     result = {
         "fingerprint": run.fingerprint(),
-        "target_accuracy": 100 * accuracy,
-        "targets_found": 100 * found,
-        "target_AP": curve[-1][1],
-        "key_AP": curve[-1][2],
+        **measure.read(truth, detections, folder / "metrics.json"),
         "seconds": time.process_time() - start,
-        "curve": curve,
     }
     with replacing(str(folder / RESULT)) as temporary:
         Path(temporary).write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
-
-
-def read_curve(metrics_file: Path, class_names: Sequence[str]) -> list[tuple[int, float, float]]:
-    """Iteration, target AP and key AP (means over classes, in percent) of each evaluation.
-
-    Where a model predicts nothing, COCO's AP is NaN; here it is 0.
-    """
-    targets = [name for name in class_names if is_target(name)]
-    keys = [name for name in class_names if not is_target(name)]
-
-    def mean(record: dict, names: Sequence[str]) -> float:
-        return float(np.nan_to_num([record[f"bbox/AP-{name}"] for name in names]).mean())
-
-    evaluated = [r for r in read_metrics(metrics_file) if f"bbox/AP-{keys[0]}" in r]
-    return [(r["iteration"], mean(r, targets), mean(r, keys)) for r in evaluated]
 
 
 def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) -> None:
@@ -198,9 +136,7 @@ def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) ->
                 left = (time.time() - start) / done * len(futures)
                 print(
                     f"[{done}/{len(missing)}] {run.difficulty} {run.variant} seed {run.seed}: "
-                    f"target accuracy {result['target_accuracy']:.1f} %, target AP "
-                    f"{result['target_AP']:.1f}, key AP {result['key_AP']:.1f}, "
-                    f"{result['seconds']:.0f} s; ETA {timedelta(seconds=round(left))}",
+                    f"{_summary(run, result)}; ETA {timedelta(seconds=round(left))}",
                     flush=True,
                 )
     except BaseException:
@@ -209,3 +145,12 @@ def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) ->
             process.terminate()
         raise
     pool.shutdown()
+
+
+def _summary(run: Run, result: dict) -> str:
+    """The figures of a result in one line, such as "target AP 31.5"."""
+    columns = DIFFICULTIES[run.difficulty].measure.columns
+    names = {key: title.partition(", ") for title, key in columns.items()}
+    return ", ".join(
+        f"{name} {result[key]:.1f} {unit}".rstrip() for key, (name, _, unit) in names.items()
+    )

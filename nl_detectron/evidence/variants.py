@@ -4,22 +4,29 @@ from dataclasses import dataclass, field
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.modeling.backbone import ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BottleneckBlock
+from torch import nn
 
 from ..data import MATCHING_KEY_CLASSES, ONE_KEY_CLASSES
 from ..layers import NonLocalBlock
 from ..model_zoo import get_config
 from ..modeling.backbone import build_non_local_resnet_backbone
 from ..modeling.insertion import insert_after
+from ..modeling.keypoint_head import NonLocalKeypointHead
+from .measures import JOINTS, TARGETS, Measure
 
 CONFIG = "quick_schedules/Base-Far-Cue.yaml"
+KEYPOINT_CONFIG = "quick_schedules/Base-People-In-Skirts.yaml"
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """A task: its title, its number of classes, the datasets, and how all models train on it."""
+    """A task: its title, its number of classes, the datasets, and how all models train on it.
+
+    ``options`` and what is special to a variant change ``config``; ``measure`` is what counts.
+    """
 
     title: str
     num_classes: int
@@ -27,6 +34,8 @@ class Difficulty:
     test: str
     iterations: int
     options: dict[str, object] = field(default_factory=dict)
+    config: str = CONFIG
+    measure: Measure = TARGETS
 
 
 DIFFICULTIES = {
@@ -48,21 +57,41 @@ DIFFICULTIES = {
             "SOLVER.CLIP_GRADIENTS.ENABLED": False,
         },
     ),
+    "hidden_legs": Difficulty(
+        "Hidden legs",
+        1,
+        ("people_in_skirts_train",),
+        "people_in_skirts_val",
+        700,
+        config=KEYPOINT_CONFIG,
+        measure=JOINTS,
+    ),
 }
 
 # The bottleneck channels with which a residual block has at least the parameters and FLOPs of any
 # one non-local block at its place in the model of CONFIG
 DEEPER_CHANNELS = 56
+# The same of the keypoint head's convolutions and the four blocks between them
+WIDER_CHANNELS = 40
 
 
 @BACKBONE_REGISTRY.register()
 def build_uniform_attention_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """A control: each position draws on all equally, as all logits of the softmax are zero."""
-    resnet = build_non_local_resnet_backbone(cfg, input_shape)
-    for module in resnet.modules():
+    return _with_uniform_attention(build_non_local_resnet_backbone(cfg, input_shape))
+
+
+@ROI_KEYPOINT_HEAD_REGISTRY.register()
+def build_uniform_attention_keypoint_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
+    """The same control in the keypoint head."""
+    return _with_uniform_attention(NonLocalKeypointHead(cfg, input_shape))
+
+
+def _with_uniform_attention(model: nn.Module) -> nn.Module:
+    for module in model.modules():
         if isinstance(module, NonLocalBlock):
             module.scale = 0.0
-    return resnet
+    return model
 
 
 @BACKBONE_REGISTRY.register()
@@ -87,7 +116,7 @@ class Variant:
 
     title: str
     options: dict[str, object] = field(default_factory=dict)
-    difficulties: tuple[str, ...] = tuple(DIFFICULTIES)
+    difficulties: tuple[str, ...] = ("one_key", "matching_key")
 
 
 def _backbone(name: str) -> dict[str, object]:
@@ -105,14 +134,24 @@ def _non_local(pairwise: str, **options: object) -> dict[str, object]:
     }
 
 
+def _in_head(pairwise: str, head: str = "NonLocalKeypointHead") -> dict[str, object]:
+    """The same, with the blocks in the keypoint head and none in the backbone."""
+    return {
+        **_non_local(pairwise),
+        **_backbone("resnet"),
+        "MODEL.ROI_KEYPOINT_HEAD.NAME": head,
+    }
+
+
 RELEASED = {"MODEL.NON_LOCAL.INIT": "normal"}
 ONE_RATE = {"SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 1.0}
 MASKS = {"MODEL.MASK_ON": True}
 EMBEDDED = _non_local("embedded_gaussian")
 DOT_PRODUCT, CONCATENATION = _non_local("dot_product"), _non_local("concatenation")
+LEGS = ("hidden_legs",)
 EASY = ("one_key",)  # for what need not be shown twice
 VARIANTS = {
-    "plain": Variant("plain"),
+    "plain": Variant("plain", difficulties=tuple(DIFFICULTIES)),
     "deeper": Variant("plain, one residual block deeper", _backbone("deeper_resnet"), EASY),
     "wider": Variant("plain, wider", {"MODEL.RESNETS.WIDTH_PER_GROUP": 10}, EASY),
     "uniform": Variant("uniform attention", {**EMBEDDED, **_backbone("uniform_attention_resnet")}),
@@ -156,6 +195,25 @@ VARIANTS = {
     "concatenation_released": Variant(
         "concatenation, released init", {**CONCATENATION, **RELEASED}, EASY
     ),
+    "wider_head": Variant(
+        "plain, wider", {"MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [WIDER_CHANNELS] * 4}, LEGS
+    ),
+    "uniform_head": Variant(
+        "4 blocks, uniform attention",
+        _in_head("embedded_gaussian", "build_uniform_attention_keypoint_head"),
+        LEGS,
+    ),
+    "embedded_gaussian_head": Variant(
+        "4 blocks, embedded Gaussian", _in_head("embedded_gaussian"), LEGS
+    ),
+    "dot_product_head": Variant("4 blocks, dot product", _in_head("dot_product"), LEGS),
+    "gaussian_head": Variant("4 blocks, Gaussian", _in_head("gaussian"), LEGS),
+    "concatenation_head": Variant("4 blocks, concatenation", _in_head("concatenation"), LEGS),
+    "embedded_gaussian_head_released": Variant(
+        "4 blocks, embedded Gaussian, released init",
+        {**_in_head("embedded_gaussian"), **RELEASED},
+        LEGS,
+    ),
 }
 
 
@@ -165,7 +223,7 @@ def variants_of(difficulty: str) -> list[str]:
 
 
 def options(variant: str, difficulty: str, seed: int) -> dict[str, object]:
-    """What a run sets on top of :data:`CONFIG`, as KEY: value.
+    """What a run sets on top of its task's config, as KEY: value.
 
     Args:
         variant: one of :data:`VARIANTS`.
@@ -186,7 +244,7 @@ def options(variant: str, difficulty: str, seed: int) -> dict[str, object]:
 
 def build_cfg(variant: str, difficulty: str, seed: int) -> CfgNode:
     """The config of a run on the CPU, without its ``OUTPUT_DIR``; see :func:`options`."""
-    cfg = get_config(CONFIG)
+    cfg = get_config(DIFFICULTIES[difficulty].config)
     pairs = options(variant, difficulty, seed).items()
     cfg.merge_from_list([item for pair in pairs for item in pair])
     return cfg

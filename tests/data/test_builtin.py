@@ -10,11 +10,18 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 
 SPLITS = ("train", "val", "tiny")
-ALL_KINDS = ("shapes", "people", "far_cue_one_key", "far_cue_lone_key", "far_cue_matching_key")
+ALL_KINDS = (
+    "shapes",
+    "people",
+    "people_in_skirts",
+    "far_cue_one_key",
+    "far_cue_lone_key",
+    "far_cue_matching_key",
+)
 NAMES = [f"{kind}_{split}" for kind in ALL_KINDS for split in SPLITS]
 
 
-@pytest.fixture(params=("shapes", "people"))
+@pytest.fixture(params=("shapes", "people", "people_in_skirts"))
 def registered(request, tmp_path):
     """Kind, name and folder of a small registered set."""
     name, folder = f"test_{request.param}", tmp_path / "set"
@@ -95,7 +102,7 @@ def test_detectron2_maps_the_set(registered):
     cfg.DATASETS.TRAIN = (name,)
     cfg.INPUT.MASK_FORMAT = "bitmask"  # the masks are RLE
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (128,), 128
-    cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON = True, kind == "people"
+    cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON = True, kind != "shapes"
     record = DatasetCatalog.get(name)[0]
     instances = DatasetMapper(cfg, is_train=True)(record)["instances"]
     boxes = [annotation["bbox"] for annotation in record["annotations"]]
@@ -105,7 +112,7 @@ def test_detectron2_maps_the_set(registered):
     np.testing.assert_array_equal(  # flipped or not, boxes are tight around the masks
         instances.gt_masks.get_bounding_boxes().tensor.numpy(), instances.gt_boxes.tensor.numpy()
     )
-    assert instances.has("gt_keypoints") == (kind == "people")
+    assert instances.has("gt_keypoints") == (kind != "shapes")
 
 
 def test_names_cannot_be_registered_twice():

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from nl_detectron import NonLocalBlock, Predictor
 from nl_detectron.data import builtin, generate
-from nl_detectron.evidence import DIFFICULTIES, Run, report, variants_of, write_report
+from nl_detectron.evidence import DIFFICULTIES, Run, legs, report, variants_of, write_report
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ def fill(output, variant, seed, accuracy):
 
 def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "costs_table", lambda: "THE COSTS")
+    monkeypatch.setattr(report, "head_costs_table", lambda: "THE HEADS' COSTS")
     for seed, accuracy in ((1, 50.0), (2, 53.0)):
         fill(tmp_path, "plain", seed, accuracy)
     fill(tmp_path, "dot_product", 2, 99.0)
@@ -32,7 +33,7 @@ def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
     fill(tmp_path, "dot_product", 9, 0.0)  # of a seed that does not count
     file = write_report(tmp_path, tmp_path / "docs", [1, 2, 3], "make evidence")
     text = file.read_text()
-    assert "`make evidence`" in text and "THE COSTS" in text
+    assert "`make evidence`" in text and "THE COSTS" in text and "THE HEADS' COSTS" in text
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
     rows = rows[1 : len(variants_of("one_key")) + 1]
     cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
@@ -85,3 +86,41 @@ def test_attention_is_drawn(tmp_path, monkeypatch):
     finally:
         DatasetCatalog.remove(name)
     assert cv2.imread(str(file)).shape == (2 * 64, 2 * 320, 3)
+
+
+def test_hidden_legs_are_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "costs_table", str)
+    monkeypatch.setattr(report, "head_costs_table", str)
+    figures = {"hidden_placed": 51.0, "visible_placed": 99.0, "figures_found": 100.0}
+    figures |= {"keypoint_AP": 60.0, "seconds": 90.0, "curve": [[99, 20.0], [199, 60.0]]}
+    write_result(Run("hidden_legs", "plain", 1), tmp_path, **figures)
+    text = write_report(tmp_path, tmp_path / "docs", [1], "make evidence").read_text()
+    section = text[text.index("## Hidden legs") :]
+    row = next(line for line in section.splitlines() if line.startswith("| plain "))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    spreads = [f"{v:.1f} ({v:.1f} to {v:.1f})" for v in (51, 99, 100, 60, 90)]
+    assert cells == ["plain", "1 of 1", *spreads]
+    assert "evidence_hidden_legs.png" in section and "attention_hidden_legs.png" not in section
+    assert cv2.imread(str(tmp_path / "docs/evidence_hidden_legs.png")) is not None
+
+
+def test_hidden_legs_are_drawn(tmp_path, monkeypatch):
+    """Even by models that find nothing."""
+    folder, name = tmp_path / "set", "test_people_in_skirts_val"
+    generate(folder, kind="people_in_skirts", num_images=3, seed=5)
+    builtin.register_generated(name, folder, kind="people_in_skirts", num_images=3, seed=5)
+    datasets = {"people_in_skirts_val": DatasetCatalog.get(name)}
+    monkeypatch.setattr(legs, "DatasetCatalog", datasets)
+    file = tmp_path / "legs.png"
+    try:
+        for variant in ("plain", "dot_product_head"):
+            assert not legs.draw_legs(tmp_path, "hidden_legs", [4], file)
+            work = Run("hidden_legs", variant, 4)
+            write_result(work, tmp_path)
+            torch.save(
+                {"model": build_model(work.cfg(Path())).state_dict()}, work.weights(tmp_path)
+            )
+        assert legs.draw_legs(tmp_path, "hidden_legs", [4], file, num_images=2)
+    finally:
+        DatasetCatalog.remove(name)
+    assert cv2.imread(str(file)).shape == (2 * 2 * 128, 4 * 2 * 128, 3)

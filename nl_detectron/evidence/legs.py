@@ -1,0 +1,68 @@
+"""Hidden legs in a picture, as models place them, and how far a keypoint head sees from them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
+
+from ..inference import Predictor
+from ..visualization import draw_ground_truth, draw_instances, heat_map
+from .measures import ANSWERS
+from .run import Run
+
+# The box of the largest figure of people_in_skirts, and an ankle of it; the arms are above ARMS
+FIGURE_SIZE = (128, 128)
+FIGURE, ANKLE, ARMS = (14, 3, 113, 126), (94, 114), 39
+# The first one there is
+PICTURED = tuple(f"{name}_head" for name in ("embedded_gaussian", "gaussian", "dot_product"))
+SCALE = 2  # of the picture
+
+
+def draw_legs(
+    output: Path, difficulty: str, seeds: Sequence[int], file: Path, *, num_images: int = 3
+) -> bool:
+    """Pictures what a plain head and one with blocks say, on validation images.
+
+    Args:
+        file: the PNG to write: a row for each image, with the truth, the plain model's keypoints,
+            those of the model with blocks, and what its last block relates to an ankle.
+
+    Returns:
+        Whether there were trained models to do it with.
+    """
+    predictors = []
+    for names in (("plain",), PICTURED):
+        runs = [Run(difficulty, name, seed) for name in names for seed in seeds]
+        done = [r for r in runs if r.result(output) and r.weights(output).exists()]
+        if not done:
+            return False
+        run = done[0]
+        predictors.append(Predictor(run.cfg(output), run.weights(output), device="cpu"))
+    dataset, metadata = run.cfg(output).DATASETS.TEST[0], predictors[0].metadata
+    rows = []
+    for record in DatasetCatalog.get(dataset)[:num_images]:
+        image = read_image(record["file_name"], format="BGR")
+        panels = [draw_ground_truth(image, record, metadata, scale=SCALE)]
+        for predictor in predictors:
+            instances = predictor(image)[:1]
+            instances.pred_keypoints[..., 2] = 1  # however unsure: shown
+            panels.append(draw_instances(image, instances, metadata, scale=SCALE))
+        ankle = metadata.keypoint_names.index(ANSWERS[0])
+        x, y, _ = record["annotations"][0]["keypoints"][3 * ankle : 3 * ankle + 3]
+        attention = predictors[1].attention(image, [(x, y)])
+        light = np.zeros(panels[0].shape[:2], np.float32)
+        if attention.maps:  # none where the figure is not found
+            light = np.abs(
+                np.nan_to_num(heat_map(attention.maps[-1], image.shape[:2], light.shape))
+            )
+        light = 0.15 + 0.85 * light / max(light.max(), 1e-9)
+        large = cv2.resize(image, light.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        seen = (large * light[..., None]).astype(np.uint8)
+        place = round(x * SCALE), round(y * SCALE)
+        panels.append(cv2.drawMarker(seen, place, (255, 0, 255), cv2.MARKER_CROSS, 14, 2))
+        rows.append(np.hstack(panels))
+    cv2.imwrite(str(file), np.vstack(rows))
+    return True
