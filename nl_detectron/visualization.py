@@ -223,6 +223,33 @@ def heat_map(
     return np.where(np.logical_and.outer(*inside), heat, np.float32("nan"))
 
 
+def spotlight(
+    image: np.ndarray, attention_map: AttentionMap | None, *, scale: int = 1
+) -> np.ndarray:
+    """The image, as bright as its positions are related to the query; all dark without a map.
+
+    Args:
+        image: uint8 (H, W, 3) BGR.
+
+    Returns:
+        uint8 (scale * H, scale * W, 3) BGR.
+    """
+    height, width = image.shape[:2]
+    size = scale * height, scale * width
+    light = np.zeros(size, np.float32)
+    if attention_map is not None:
+        light = np.abs(np.nan_to_num(heat_map(attention_map, (height, width), size)))
+    light = 0.15 + 0.85 * light / max(light.max(), 1e-9)
+    large = cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST)
+    return (large * light[..., None]).astype(np.uint8)
+
+
+def draw_cross(image: np.ndarray, point: tuple[float, float]) -> np.ndarray:
+    """Marks a point, (x, y) in pixels, in a uint8 (H, W, 3) BGR image, in place; the image."""
+    place = round(point[0]), round(point[1])
+    return cv2.drawMarker(image, place, (255, 0, 255), cv2.MARKER_CROSS, 14, 2)
+
+
 def contact_sheet(pictures: Sequence[str | Path], file: str | Path, *, columns: int) -> None:
     """Joins pictures of one size, row by row, into one file, PNG or JPEG by its name, on white."""
     images = [cv2.imread(str(picture)) for picture in pictures]

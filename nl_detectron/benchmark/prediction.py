@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
-from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -22,7 +21,7 @@ from torch import nn
 
 from .. import model_zoo
 from ..data.builtin import register_generated
-from ..engine.trainer import Trainer
+from ..engine.trainer import Trainer, build_evaluator
 from ..inference import Predictor
 from .measure import alternate
 from .table import Table
@@ -251,7 +250,7 @@ def _evaluate(cfg: CfgNode, name: str, folder: Path, device: str) -> dict[str, f
         ).stream
     dataset = cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset)
-    evaluator = COCOEvaluator(dataset, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    evaluator = build_evaluator(cfg, dataset)
     evaluator.reset()
     files = [record["file_name"] for record in records]
     for record, instances in zip(records, predict(files), strict=True):

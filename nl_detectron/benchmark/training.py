@@ -1,7 +1,7 @@
 """What one block adds to a Mask R-CNN, in training and inference, and what checkpointing saves."""
 
-import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
@@ -9,12 +9,10 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 from .. import model_zoo
 from ..layers import PAIRWISE_FUNCTIONS, NonLocalBlock
-from .measure import alternate
+from .measure import alternate, held_memory
 from .table import Table
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_{}1x.yaml"
@@ -82,7 +80,7 @@ def checkpoint_table(*, channels: int, size: tuple[int, int], seconds: float, de
         held, steps = [], {}
         for checkpoint in (False, True):
             block = NonLocalBlock(channels, pairwise=pairwise, checkpoint=checkpoint).to(device)
-            held.append(_held_memory(block, x, device))
+            held.append(held_memory(partial(block, x), device=device))
             steps[checkpoint] = _block_step(block, x)
         times = alternate(steps, seconds=seconds, device=device)
         cells = [f"{value / 1e6:.1f}" for value in held]
@@ -151,20 +149,3 @@ def _inference(model: nn.Module, inputs: list[dict]) -> Callable[[], None]:
 def _block_step(block: nn.Module, x: torch.Tensor) -> Callable[[], None]:
     gradient = torch.randn_like(x)
     return lambda: block(x).backward(gradient)
-
-
-def _held_memory(block: nn.Module, x: torch.Tensor, device: str) -> int:
-    """Bytes that a forward pass leaves allocated, its result included; exact."""
-    gc.collect()  # what is released meanwhile would count
-    if device != "cpu":
-        before = torch.cuda.memory_allocated()
-        result = block(x)
-        return torch.cuda.memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = block(x)
-    del result  # only now, after the recording
-    return sum(
-        event.nbytes()
-        for event in profiler.profiler.kineto_results.events()
-        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU
-    )

@@ -7,7 +7,7 @@ from detectron2.engine.train_loop import HookBase
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..layers import DISTRIBUTIONS, NonLocalBlock
+from ..layers import NonLocalBlock
 from ..log import logger
 
 
@@ -74,7 +74,7 @@ class NonLocalMonitor(HookBase):
             storage = get_event_storage()
             ratio = ((z - x).norm() / x.norm().clamp(min=1e-12)).item()
             storage.put_scalar(f"non_local/{name}/output_ratio", ratio, smoothing_hint=False)
-            if block.pairwise not in DISTRIBUTIONS:  # which alone has an entropy
+            if not block.is_distribution:  # which alone has an entropy
                 return
             positions = x[0, 0].numel()
             queries = torch.linspace(0, positions - 1, self._num_queries).long().unique()

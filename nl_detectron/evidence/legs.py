@@ -9,9 +9,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 
 from ..inference import Predictor
-from ..visualization import draw_ground_truth, draw_instances, heat_map
+from ..visualization import draw_cross, draw_ground_truth, draw_instances, spotlight
 from .measures import ANSWERS
-from .run import Run
+from .run import first_trained
 
 # The box of the largest figure of people_in_skirts, and an ankle of it; the arms are above ARMS
 FIGURE_SIZE = (128, 128)
@@ -35,11 +35,9 @@ def draw_legs(
     """
     predictors = []
     for names in (("plain",), PICTURED):
-        runs = [Run(difficulty, name, seed) for name in names for seed in seeds]
-        done = [r for r in runs if r.result(output) and r.weights(output).exists()]
-        if not done:
+        run = first_trained(output, difficulty, names, seeds)
+        if run is None:
             return False
-        run = done[0]
         predictors.append(Predictor(run.cfg(output), run.weights(output), device="cpu"))
     dataset, metadata = run.cfg(output).DATASETS.TEST[0], predictors[0].metadata
     rows = []
@@ -53,16 +51,11 @@ def draw_legs(
         ankle = metadata.keypoint_names.index(ANSWERS[0])
         x, y, _ = record["annotations"][0]["keypoints"][3 * ankle : 3 * ankle + 3]
         attention = predictors[1].attention(image, [(x, y)])
-        light = np.zeros(panels[0].shape[:2], np.float32)
-        if attention.maps:  # none where the figure is not found
-            light = np.abs(
-                np.nan_to_num(heat_map(attention.maps[-1], image.shape[:2], light.shape))
-            )
-        light = 0.15 + 0.85 * light / max(light.max(), 1e-9)
-        large = cv2.resize(image, light.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        seen = (large * light[..., None]).astype(np.uint8)
-        place = round(x * SCALE), round(y * SCALE)
-        panels.append(cv2.drawMarker(seen, place, (255, 0, 255), cv2.MARKER_CROSS, 14, 2))
+        # none where the figure is not found
+        attention_map = attention.maps[-1] if attention.maps else None
+        panels.append(
+            draw_cross(spotlight(image, attention_map, scale=SCALE), (x * SCALE, y * SCALE))
+        )
         rows.append(np.hstack(panels))
     cv2.imwrite(str(file), np.vstack(rows))
     return True

@@ -15,10 +15,10 @@ from ..analysis import count_flops, count_parameters, largest_input
 from ..data.far_cue import FAR_CUE_SIZE, KEY_ZONE, TARGET_ZONE
 from ..inference import Predictor
 from ..receptive_field import keypoint_reach, reach
-from ..visualization import read_metrics
+from ..visualization import draw_cross, read_metrics, spotlight
 from .legs import ANKLE, ARMS, FIGURE, FIGURE_SIZE, draw_legs
 from .measures import is_target
-from .run import Run
+from .run import Run, first_trained
 from .variants import DIFFICULTIES, VARIANTS, Difficulty, build_cfg, variants_of
 
 PLOTTED = (
@@ -208,8 +208,7 @@ def draw_attention(
     Returns:
         Whether there was a trained model to do it with.
     """
-    runs = [Run(difficulty, name, seed) for name in PICTURED for seed in seeds]
-    run = next((run for run in runs if run.result(output) and run.weights(output).exists()), None)
+    run = first_trained(output, difficulty, PICTURED, seeds)
     if run is None:
         return False
     cfg = run.cfg(output)
@@ -221,24 +220,11 @@ def draw_attention(
         targets = [a for a in annotations if is_target(predictor.class_names[a["category_id"]])]
         x, y, width, height = targets[0]["bbox"]
         centre = x + width / 2, y + height / 2
-        weights = attention(predictor, image, centre)
-        weights = cv2.resize(weights, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-        light = 0.15 + 0.85 * np.abs(weights) / np.abs(weights).max()
-        place = tuple(round(c) for c in centre)
-        marked = cv2.drawMarker(image.copy(), place, (255, 0, 255), cv2.MARKER_CROSS, 14, 2)
-        rows.append(np.hstack([marked, (image * light[..., None]).astype(np.uint8)]))
+        attention = predictor.attention(image, [centre])
+        marked = draw_cross(image.copy(), centre)
+        rows.append(np.hstack([marked, spotlight(image, attention.maps[-1])]))
     cv2.imwrite(str(file), np.vstack(rows))
     return True
-
-
-def attention(predictor: Predictor, image: np.ndarray, point: tuple[float, float]) -> np.ndarray:
-    """The affinity of a point to all keys, float32 (h, w), in the last block of a backbone.
-
-    Args:
-        image: uint8 (H, W, 3) BGR.
-        point: (x, y) in pixels.
-    """
-    return predictor.attention(image, [point]).maps[-1].weights
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -69,6 +69,14 @@ class Run:
         return result if result.get("fingerprint") == self.fingerprint() else None
 
 
+def first_trained(
+    output: Path, difficulty: str, variants: Sequence[str], seeds: Sequence[int]
+) -> Run | None:
+    """The first run with a result and weights, of the first variant that has one."""
+    runs = [Run(difficulty, variant, seed) for variant in variants for seed in seeds]
+    return next((run for run in runs if run.result(output) and run.weights(output).exists()), None)
+
+
 def train_and_measure(run: Run, output: Path) -> dict:
     """Trains one model on one core, evaluates it and writes ``result.json`` into its folder."""
     torch.set_num_threads(1)

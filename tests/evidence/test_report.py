@@ -62,7 +62,7 @@ def test_attention_is_that_of_the_block(sub_sample, tmp_path):
         block.theta.weight.normal_()
         seen = []
         block.register_forward_hook(lambda module, args, z: seen.append(args[0]))
-        weights = report.attention(predictor, image, (319.9, 20.0))
+        weights = predictor.attention(image, [(319.9, 20.0)]).maps[-1].weights
         expected = block.affinity(seen[0])[0, 1 * 20 + 19]
     assert weights.shape == ((2, 10) if sub_sample else (4, 20))
     np.testing.assert_allclose(weights.ravel(), expected.numpy(), rtol=1e-3, atol=1e-6)

@@ -1,9 +1,9 @@
 """The block's activation checkpointing: the same training with less memory."""
 
 import copy
-import gc
 
 from nl_detectron import NonLocalBlock, add_non_local_config
+from nl_detectron.benchmark.measure import held_memory
 from nl_detectron.layers import PAIRWISE_FUNCTIONS
 from nl_detectron.modeling import non_local_resnet
 
@@ -13,9 +13,6 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone import BasicStem, ResNet
-from torch import nn
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
 all_pairwise = pytest.mark.parametrize("pairwise", PAIRWISE_FUNCTIONS)
 
@@ -25,19 +22,6 @@ def pair(**options) -> tuple[NonLocalBlock, NonLocalBlock]:
     checkpointed = NonLocalBlock(16, zero_init=False, checkpoint=True, **options)
     checkpointed.load_state_dict(block.state_dict())
     return block, checkpointed
-
-
-def held_bytes(block: nn.Module, x: torch.Tensor) -> int:
-    """What a forward pass leaves allocated for the backward pass, its result included."""
-    gc.collect()  # what is released while recording would count
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        y = block(x)
-    del y
-    return sum(
-        event.nbytes()
-        for event in profiler.profiler.kineto_results.events()
-        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU
-    )
 
 
 @all_pairwise
@@ -64,8 +48,8 @@ def test_gradients_are_bitwise_equal(pairwise, sub_sample, shape):
 def test_less_is_held_between_forward_and_backward(pairwise, sub_sample):
     block, checkpointed = pair(pairwise=pairwise, sub_sample=sub_sample)
     x = torch.randn(1, 16, 40, 50, requires_grad=True)
-    held = held_bytes(checkpointed, x)
-    assert held < 0.8 * held_bytes(block, x)
+    held = held_memory(lambda: checkpointed(x))
+    assert held < 0.8 * held_memory(lambda: block(x))
     # y, which a softmax may write into a map of all channels, and the result
     assert 1.5 * x.nbytes <= held < 2.1 * x.nbytes
 
