@@ -1,0 +1,177 @@
+"""Blocks of mmcv and a Mask R-CNN of mmdetection, converted, compute what they computed there."""
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer
+from nl_detectron.checkpoint.converters import (
+    convert_block,
+    convert_file,
+    convert_mask_rcnn,
+)
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
+
+import pytest
+import torch
+import torchvision
+from detectron2.modeling import build_model
+from torch import nn
+
+from .models import MASK, base_cfg, merged, randomize, stages
+
+mmcv_non_local = pytest.importorskip("mmcv.cnn.bricks.non_local", reason="needs mmcv-lite")
+mmcv_cnn = pytest.importorskip("mmcv.cnn", reason="needs mmcv-lite")
+
+
+def mmcv_block(channels: int, **options) -> nn.Module:
+    peer = mmcv_non_local.NonLocal2d(channels, **options)
+    for parameter in peer.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return randomize(peer)
+
+
+@pytest.mark.parametrize("mode", PAIRWISE_FUNCTIONS)
+@pytest.mark.parametrize("sub_sample", [False, True])
+@pytest.mark.parametrize("norm", [None, "BN", "GN"])
+@pytest.mark.parametrize("use_scale", [False, True])
+def test_mmcv_block(mode, sub_sample, norm, use_scale):
+    norm_cfg = {"type": norm, **({"num_groups": 32} if norm == "GN" else {})} if norm else None
+    options = {"mode": mode, "use_scale": use_scale, "sub_sample": sub_sample}
+    peer = mmcv_block(32, norm_cfg=norm_cfg, reduction=4, **options).double()
+    weights, found = convert_block(
+        peer.state_dict(), pairwise=mode if mode == "dot_product" else None, use_scale=use_scale
+    )
+    assert found["pairwise"] == mode and found["norm"] == (norm or "")
+    block = NonLocalBlock(32, **found).double().eval()
+    keys = block.load_state_dict(weights, strict=False)
+    assert not keys.unexpected_keys and all("num_batches" in key for key in keys.missing_keys)
+    x = torch.randn(2, 32, 8, 6, dtype=torch.float64)
+    with torch.no_grad():
+        expected = peer(x)
+        assert (expected - x).std() > 0.01
+        torch.testing.assert_close(block(x), expected)
+
+
+def test_mmcv_blocks_that_are_not_what_is_asked_for():
+    peer = mmcv_non_local.NonLocal2d(8, mode="gaussian")
+    with pytest.raises(CheckpointError, match="no block of pairwise function dot_product"):
+        convert_block(peer.state_dict(), pairwise="dot_product")
+    with pytest.raises(CheckpointError, match="has no g.weight"):
+        convert_block({})
+
+
+class MMDetection(nn.Module):
+    """A Mask R-CNN under mmdetection's names, of torchvision's and mmcv's modules, with a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torchvision.models.resnet50()
+        del self.backbone.fc
+        block = mmcv_block(1024, sub_sample=True, reduction=8)
+        nn.init.normal_(block.conv_out.conv.weight, std=0.05)
+        layers = list(self.backbone.layer3)
+        self.backbone.layer3 = nn.Sequential(*layers[:-1], block, layers[-1])
+        self.neck = nn.Module()
+        channels = (256, 512, 1024, 2048)
+        self.neck.lateral_convs = nn.ModuleList(
+            mmcv_cnn.ConvModule(c, 16, 1, act_cfg=None) for c in channels
+        )
+        self.neck.fpn_convs = nn.ModuleList(
+            mmcv_cnn.ConvModule(16, 16, 3, padding=1, act_cfg=None) for _ in channels
+        )
+        self.rpn_head = nn.Module()
+        self.rpn_head.rpn_conv = nn.Conv2d(16, 16, 3, padding=1)
+        self.rpn_head.rpn_cls, self.rpn_head.rpn_reg = nn.Conv2d(16, 3, 1), nn.Conv2d(16, 12, 1)
+        self.roi_head = nn.Module()
+        box, mask = nn.Module(), nn.Module()
+        box.shared_fcs = nn.ModuleList([nn.Linear(16 * 49, 24), nn.Linear(24, 24)])
+        box.fc_cls, box.fc_reg = nn.Linear(24, 6), nn.Linear(24, 20)
+        mask.convs = nn.ModuleList(mmcv_cnn.ConvModule(16, 16, 3, padding=1) for _ in range(4))
+        mask.upsample, mask.conv_logits = nn.ConvTranspose2d(16, 16, 2, 2), nn.Conv2d(16, 5, 1)
+        self.roi_head.bbox_head, self.roi_head.mask_head = box, mask
+
+    def features(self, x):
+        maps = list(stages(self.backbone, x).values())
+        laterals = [conv(m) for conv, m in zip(self.neck.lateral_convs, maps, strict=True)]
+        for i in (3, 2, 1):
+            laterals[i - 1] = laterals[i - 1] + nn.functional.interpolate(
+                laterals[i], scale_factor=2
+            )
+        maps = [conv(m) for conv, m in zip(self.neck.fpn_convs, laterals, strict=True)]
+        return [*maps, nn.functional.max_pool2d(maps[-1], 1, stride=2)]
+
+    def rpn(self, maps):
+        hidden = [self.rpn_head.rpn_conv(m).relu() for m in maps]
+        return [self.rpn_head.rpn_cls(h) for h in hidden], [
+            self.rpn_head.rpn_reg(h) for h in hidden
+        ]
+
+    def boxes(self, x):
+        x = x.flatten(1)
+        for fc in self.roi_head.bbox_head.shared_fcs:
+            x = fc(x).relu()
+        return self.roi_head.bbox_head.fc_cls(x), self.roi_head.bbox_head.fc_reg(x)
+
+    def masks(self, x):
+        for conv in self.roi_head.mask_head.convs:
+            x = conv(x)
+        return self.roi_head.mask_head.conv_logits(self.roi_head.mask_head.upsample(x).relu())
+
+
+def test_mmdetection_mask_rcnn_with_a_block(tmp_path):
+    peer = randomize(MMDetection())
+    source, target = tmp_path / "mmdet.pth", tmp_path / "ours.pth"
+    torch.save({"meta": {"epoch": 12}, "state_dict": peer.state_dict()}, source)
+    cfg = base_cfg(MASK)
+    cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 24
+    converted = convert_file(str(source), str(target), library="mmdetection", cfg=cfg)
+    assert converted.overrides["MODEL.NON_LOCAL.AFTER"] == ["res4.4"]
+    assert converted.overrides["MODEL.NON_LOCAL.INNER_RATIO"] == 1 / 8
+    assert converted.overrides["MODEL.ROI_HEADS.NUM_CLASSES"] == 5
+    model = build_model(merged(cfg, converted.overrides)).eval()
+    NonLocalCheckpointer(model, complete=True).load(str(target))
+    model, peer = model.double(), peer.double()
+    image = torch.randn(1, 3, 96, 64, dtype=torch.float64)
+    roi = torch.randn(2, 16, 7, 7, dtype=torch.float64)
+    with torch.no_grad():
+        maps = peer.features(image)
+        found = list(model.backbone(image).values())
+        torch.testing.assert_close(found, maps)
+        logits, deltas = model.proposal_generator.rpn_head(found)
+        torch.testing.assert_close((logits, deltas), peer.rpn(maps))
+        heads = model.roi_heads
+        torch.testing.assert_close(heads.box_predictor(heads.box_head(roi)), peer.boxes(roi))
+        torch.testing.assert_close(heads.mask_head.layers(roi), peer.masks(roi))
+
+
+def test_mmdetection_plugins_inside_of_residual_blocks_are_refused():
+    """mmdetection names a plugin nonlocal_block, a child of the residual block that it is in."""
+    body = torchvision.models.resnet50()
+    body.layer3[2].add_module("nonlocal_block", mmcv_non_local.NonLocal2d(1024))
+    weights = {f"backbone.{name}": tensor for name, tensor in body.state_dict().items()}
+    message = r"layer3.2.nonlocal_block\S+ is of .* inside of a residual block, before its addition"
+    with pytest.raises(CheckpointError, match=message):
+        convert_mask_rcnn(weights)
+
+
+@pytest.mark.parametrize("layers", ["block first", "two blocks", "blocks that differ"])
+def test_mmdetection_blocks_in_places_that_do_not_exist(layers):
+    body = torchvision.models.resnet50()
+    residual = list(body.layer3)
+    blocks = [mmcv_non_local.NonLocal2d(1024) for _ in range(2)]
+    if layers == "block first":
+        body.layer3 = nn.Sequential(blocks[0], *residual)
+    elif layers == "two blocks":
+        body.layer3 = nn.Sequential(residual[0], *blocks, *residual[1:])
+    else:
+        other = mmcv_non_local.NonLocal2d(1024, sub_sample=True)
+        body.layer3 = nn.Sequential(residual[0], other, residual[1], blocks[0], *residual[2:])
+    weights = {f"backbone.{name}": tensor for name, tensor in body.state_dict().items()}
+    with pytest.raises(CheckpointError, match="does not come after|blocks differ"):
+        convert_mask_rcnn(weights)
+
+
+def test_mmdetection_of_other_models_is_refused():
+    weights = {f"backbone.{n}": w for n, w in torchvision.models.resnet50().state_dict().items()}
+    weights["neck.lateral_convs.0.bn.weight"] = torch.ones(256)
+    with pytest.raises(CheckpointError, match="neck.lateral_convs.0.bn.weight have no place"):
+        convert_mask_rcnn(weights)
