@@ -22,9 +22,8 @@ CUES = {  # as many as there are keys
     "blue": (240, 110, 25),
 }
 ONE_KEY_CLASSES = ("key_a", "key_b", "target_a", "target_b")
-MATCHING_KEY_CLASSES = (
-    *(f"key_{cue}" for cue in CUES),
-    *(f"target_{cue}_{answer}" for cue in CUES for answer in "ab"),
+MATCHING_KEY_CLASSES = tuple(
+    f"{name}_{cue}_{answer}" for name in ("key", "target") for cue in CUES for answer in "ab"
 )
 
 
@@ -54,8 +53,9 @@ def draw_matching_key(
     """Draws keys with cores of different colours, and targets in those colours.
 
     A key has a white rim, answer a, or a black one, answer b. A target's answer is that of the key
-    whose core has its colour. Of four keys two have each answer; which of them and which key is
-    where changes from image to image. The average of the keys says nothing.
+    whose core has its colour. The class of either is its colour and its answer. Of four keys two
+    have each answer; which of them and which key is where changes from image to image. The average
+    of the keys says nothing.
 
     Args:
         rng, size: as for :func:`draw_one_key`.
@@ -69,11 +69,11 @@ def draw_matching_key(
     answers = (rng.permutation(4) % 2).tolist()
     cells = rng.permutation(4).tolist()
     for cue, answer, cell in zip(cues, answers, cells, strict=False):
-        rim = (WHITE, BLACK)[answer]
-        strip.add_key([rim, colours[cue]], 1 + cue, radius=(11, 13), cell=divmod(cell, 2))
+        parts, category = [(WHITE, BLACK)[answer], colours[cue]], 1 + 2 * cue + answer
+        strip.add_key(parts, category, radius=(11, 13), cell=divmod(cell, 2))
     for _ in range(rng.integers(2, 5)):
         i = int(rng.integers(num_keys))
-        strip.add_target(colours[cues[i]], 1 + len(CUES) + 2 * cues[i] + answers[i])
+        strip.add_target(colours[cues[i]], 1 + 2 * (len(CUES) + cues[i]) + answers[i])
     return strip.scene()
 
 

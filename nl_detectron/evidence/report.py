@@ -22,10 +22,9 @@ from .run import Run, first_trained
 from .variants import DIFFICULTIES, VARIANTS, Difficulty, build_cfg, variants_of
 
 PLOTTED = (
-    *("plain", "deeper", "wider", "uniform"),
+    *("plain", "deeper", "uniform"),
     *("embedded_gaussian", "dot_product", "gaussian", "concatenation"),
-    *("wider_head", "uniform_head"),
-    *("embedded_gaussian_head", "dot_product_head", "gaussian_head", "concatenation_head"),
+    *("wider_head", "uniform_head", "embedded_gaussian_head"),
 )
 # Those whose attention is a distribution, and is learned
 WITH_ENTROPY = (
@@ -240,9 +239,9 @@ _TASKS = {
 There is one key, red or green, which tells the class of all targets.""",
     "matching_key": """\
 There are four keys with cores of different colours, two of them with a white rim and two with a
-black one. A target's class is its colour, which is seen from near by, and its answer: the rim of
-the key whose core has the target's colour. The average of the keys tells nothing. Half of the
-training images have a single key; none of the tested ones do.""",
+black one; a key's class is both. A target's class is its colour, which is seen from near by, and
+its answer: the rim of the key whose core has the target's colour. The average of the keys tells
+nothing. Half of the training images have a single key; none of the tested ones do.""",
     "hidden_legs": """\
 A figure wears a skirt that hides its legs. They sway to the side of its raised arm, left or right;
 the other arm is behind its back. All else, the box too, is the same for both sides. RoI features

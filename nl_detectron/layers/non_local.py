@@ -60,11 +60,12 @@ class NonLocalBlock(CNNBlockBase):
             use_scale: multiply the logits of the two exponential forms by the inverse square root
                 of their number of channels, as the paper's released code does.
             norm: normalisation after W_z, as for :func:`detectron2.layers.get_norm`.
-            init: how theta, phi and w_f start. "normal" draws them with a standard deviation of
+            init: how theta, phi, g and w_f start. "normal" draws them with a standard deviation of
                 0.01, as the paper's released code does. "similarity", for training from scratch,
-                draws theta with one of 0.5 * C ** -0.5 and makes phi equal to it, so that f starts
-                as a projection of the Gaussian's x_i^T x_j, highest among like positions; in the
-                concatenation, which can compare no two positions, f starts positive for all.
+                draws g with one of C ** -0.5 and theta with half of it, and makes phi equal to
+                theta, so that f starts as a projection of the Gaussian's x_i^T x_j, highest among
+                like positions; in the concatenation, which can compare no two positions, f starts
+                positive for all.
             zero_init: start as the identity: gamma of ``norm`` zero or, without a norm, W_z zero.
             checkpoint: in training, hold nothing between x and y for the backward pass, which
                 computes it again: less memory, the same gradients.
@@ -131,18 +132,24 @@ class NonLocalBlock(CNNBlockBase):
                     nn.init.zeros_(layer.bias)
         if self.w_f is not None:
             nn.init.normal_(self.w_f, std=EMBEDDING_STD)
-        if init == "similarity" and self.theta is not None and self.phi is not None:
-            nn.init.normal_(self.theta.weight, std=SIMILARITY_GAIN * self.in_channels**-0.5)
-            if self.w_f is not None:
-                # Weights that are not negative, times features after a ReLU: with signs at random,
-                # one draw in two would start with an f that is zero everywhere, and stay there.
-                nn.init.normal_(self.w_f, std=self.w_f.numel() ** -0.5)
-                with torch.no_grad():
-                    self.w_f.abs_()
-                    self.theta.weight.abs_()
-            self.phi.load_state_dict(self.theta.state_dict())
+        if init == "similarity":
+            self._start_from_similarity()
         if zero_init:
             nn.init.zeros_(self.out.weight if self.norm is None else self.norm.weight)
+
+    def _start_from_similarity(self) -> None:
+        nn.init.normal_(self.g.weight, std=self.in_channels**-0.5)  # values of x's own size
+        if self.theta is None or self.phi is None:
+            return
+        nn.init.normal_(self.theta.weight, std=SIMILARITY_GAIN * self.in_channels**-0.5)
+        if self.w_f is not None:
+            # Weights that are not negative, times features after a ReLU: with signs at random,
+            # one draw in two would start with an f that is zero everywhere, and stay there.
+            nn.init.normal_(self.w_f, std=self.w_f.numel() ** -0.5)
+            with torch.no_grad():
+                self.w_f.abs_()
+                self.theta.weight.abs_()
+        self.phi.load_state_dict(self.theta.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
         """

@@ -91,9 +91,10 @@ def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(difficulty
     for scene, keys, targets in scenes(difficulty):
         answers = {}
         for key in keys:
-            cue = core(scene, key)
-            assert MATCHING_KEY_CLASSES[key.category_id - 1] == f"key_{list(CUES)[cue]}"
-            answers[cue] = rim(scene, key, (WHITE, BLACK))
+            cue, answer = core(scene, key), rim(scene, key, (WHITE, BLACK))
+            expected = f"key_{list(CUES)[cue]}_{'ab'[answer]}"
+            assert MATCHING_KEY_CLASSES[key.category_id - 1] == expected
+            answers[cue] = answer
         assert len(answers) == len(keys)
         if difficulty == "matching_key":
             assert sorted(answers.values()) == [0, 0, 1, 1]  # their average is always the same

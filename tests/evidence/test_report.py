@@ -113,7 +113,7 @@ def test_hidden_legs_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(legs, "DatasetCatalog", datasets)
     file = tmp_path / "legs.png"
     try:
-        for variant in ("plain", "dot_product_head"):
+        for variant in ("plain", "embedded_gaussian_head"):
             assert not legs.draw_legs(tmp_path, "hidden_legs", [4], file)
             work = Run("hidden_legs", variant, 4)
             write_result(work, tmp_path)

@@ -28,7 +28,7 @@ def test_results_are_those_of_the_settings(tmp_path):
 
 def test_only_what_is_missing_is_run(tmp_path, monkeypatch, capsys):
     """In the order given, and resumed after one that fails."""
-    runs = [Run("one_key", variant, 1) for variant in ("plain", "deeper", "wider", "uniform")]
+    runs = [Run("one_key", variant, 1) for variant in ("plain", "deeper", "gaussian", "uniform")]
     write_result(runs[0], tmp_path)
     done, broken = [], {runs[2]}
 
@@ -60,7 +60,7 @@ def test_only_what_is_missing_is_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "train_and_measure", train)
     monkeypatch.setattr(run.DatasetCatalog, "get", lambda name: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with pytest.raises(UsageError, match="wider/seed_1 failed: RuntimeError"):
+    with pytest.raises(UsageError, match="gaussian/seed_1 failed: RuntimeError"):
         run_all(runs, tmp_path, workers=2)
     assert done == [runs[1], runs[3]]
     broken.clear()
@@ -69,4 +69,4 @@ def test_only_what_is_missing_is_run(tmp_path, monkeypatch, capsys):
     assert done == [runs[1], runs[3], runs[2]]
     out = capsys.readouterr().out
     assert "3 of 4 runs are done already" in out
-    assert "one_key wider seed 1: target accuracy 99.0 %" in out and "ETA 0:00:00" in out
+    assert "one_key gaussian seed 1: target accuracy 99.0 %" in out and "ETA 0:00:00" in out

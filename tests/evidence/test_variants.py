@@ -40,12 +40,11 @@ def test_all_variants_have_the_same_data_and_schedule(difficulty):
         assert solver == first
 
 
-def test_capacity_controls_cost_at_least_what_a_block_does():
-    one_block = [costs(name) for name in ("embedded_gaussian_full", "concatenation")]
-    for control in ("deeper", "wider"):
-        parameters, flops = costs(control)
-        assert all(parameters >= p and flops >= f for p, f in one_block), control
-    assert costs("deeper")[0] < 1.03 * one_block[0][0]
+def test_the_deeper_model_costs_at_least_what_a_block_does():
+    parameters, flops = costs("deeper")
+    for name in ("embedded_gaussian_full", "concatenation"):
+        with_block = costs(name)
+        assert with_block[0] <= parameters < 1.03 * with_block[0] and flops >= with_block[1], name
 
 
 def test_the_wider_head_costs_at_least_what_four_blocks_do():

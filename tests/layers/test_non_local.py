@@ -145,6 +145,7 @@ def test_similarity_init(pairwise, dimension):
     block = NonLocalBlock(256, init="similarity", **options)
     x = torch.randn(2, 256, *(3,) * dimension)
     assert torch.equal(block(x), x)  # the identity all the same
+    assert block.g.weight.square().mean().sqrt().item() == pytest.approx(1 / 16, rel=0.02)
     if pairwise == "gaussian":
         return  # nothing to embed
     for layer in (block.theta, block.phi):
@@ -159,7 +160,8 @@ def test_similarity_init(pairwise, dimension):
     weights = block.affinity(x)
     assert (weights.argmax(dim=-1) == torch.arange(weights.shape[1])).all()
     normal = NonLocalBlock(256, **options)
-    assert normal.theta.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    for layer in (normal.theta, normal.phi, normal.g):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert not torch.equal(normal.theta.weight, normal.phi.weight)
 
 
