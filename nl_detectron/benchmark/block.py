@@ -48,15 +48,16 @@ class Cell:
     def flops(self) -> int:
         """Operations that the products of the block cannot do without, a multiply-add being two.
 
-        Backward takes twice those of forward. Dot products are taken in the cheaper order; the
-        concatenation form has no products of pairs.
+        Backward takes twice those of forward. Dot products are taken in the cheaper order, of the
+        Gaussian's symmetric logits every second one; the concatenation form has no products of
+        pairs.
         """
         inner = self.channels // 2
         positions = self.batch * self.size[0] * self.size[1]
         projections = (2 if self.pairwise == "gaussian" else 4) * self.channels * inner * positions
         keys = self.pairs // positions
         products = {
-            "gaussian": self.pairs * (self.channels + inner),
+            "gaussian": self.pairs * (inner + (self.channels if self.sub_sample else inner)),
             "embedded_gaussian": self.pairs * 2 * inner,
             "dot_product": min(
                 self.pairs * 2 * inner, (positions + self.batch * keys) * inner * inner

@@ -22,6 +22,7 @@ from .tiled import tiled_softmax
 PAIRWISE_FUNCTIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 # The two whose affinity is a distribution over the keys; the others' are signed or unbounded
 DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
+FUSED_PAIRS = 2**23  # from as many queries times keys on, PyTorch's fused kernel outruns tiles
 
 
 def non_local(pairwise: str, theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
@@ -48,13 +49,21 @@ def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """Gaussian and embedded Gaussian: f = exp(scale * theta_i^T phi_j), C(x) = sum_j f (eq. 2, 3).
 
     Linear memory either way. On CPU, tiles of plain matrix products are fastest in bfloat16, where
-    D and E differ and in training. Elsewhere PyTorch's fused kernels are; they also keep float16's
-    logits in single precision, and can be recorded for any size.
+    D and E differ, and up to a few million pairs. Elsewhere PyTorch's fused kernels are; they also
+    keep float16's logits in single precision, and can be recorded for any size.
     """
     recorded = torch.jit.is_scripting() or sizes_are_symbolic()
-    if theta.device.type == "cpu" and theta.dtype != torch.float16 and not recorded:
+    if theta.device.type == "cpu" and not recorded and _tiles_are_faster(theta, phi, g):
         return tiled_softmax(theta, phi, g, scale)
     return fused_softmax(theta, phi, g, scale)
+
+
+@torch.jit.unused
+def _tiles_are_faster(theta: Tensor, phi: Tensor, g: Tensor) -> bool:
+    if theta.dtype == torch.float16:
+        return False
+    few = theta.shape[1] * phi.shape[1] < FUSED_PAIRS
+    return few or theta.dtype == torch.bfloat16 or theta.shape[2] != g.shape[2]
 
 
 def fused_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:

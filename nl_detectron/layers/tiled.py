@@ -5,6 +5,7 @@ loops and autocast, where it is active, leaves dtypes alone. Shape shorthand as 
 :mod:`.pairwise`: N samples, L queries, M keys, D and E channels.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,8 @@ def tiled_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor
 
     For the backward pass, all rows are kept if they take no more memory than the operands, and of
     sub-sampled keys at least as many as take that of the queries; other rows are computed anew
-    there. Where queries and keys are one tensor, and not all rows fit, the symmetry of the logits
-    is used instead.
+    there. Where queries and keys are one tensor of float32 or float64, of which not all rows are
+    kept, every second logit is had by symmetry instead.
 
     Args:
         theta: queries (N, L, D).
@@ -36,16 +37,16 @@ def tiled_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor
     Returns:
         y, (N, L, E). All four are of one dtype, and so are the logits before the softmax.
     """
-    num_queries, num_keys = theta.shape[1], phi.shape[1]
-    kept_rows = 0
+    num_queries, num_keys, kept_rows = theta.shape[1], phi.shape[1], 0
     if torch.is_grad_enabled() and (theta.requires_grad or phi.requires_grad or g.requires_grad):
         operands = num_queries * theta.shape[2] + num_keys * (phi.shape[2] + g.shape[2])
         if num_queries * num_keys <= operands:
             kept_rows = num_queries
         elif num_keys < num_queries:
             kept_rows = min(num_queries, num_queries * theta.shape[2] // num_keys)
-        if theta is phi and kept_rows < num_queries:
-            return _SymmetricSoftmax.apply(theta, g, scale)[0]
+    # In bfloat16, sums that are kept from tile to tile would lose what a single product does not.
+    if theta is phi and kept_rows < num_queries and theta.dtype != torch.bfloat16:
+        return _SymmetricSoftmax.apply(theta, g, scale)[0]
     return _TiledSoftmax.apply(theta, phi, g, scale, kept_rows)[0]
 
 
@@ -99,26 +100,28 @@ class _TiledSoftmax(torch.autograd.Function):
 
 
 class _SymmetricSoftmax(torch.autograd.Function):
-    """Queries are keys: a tile of logits (I, J) is one of (J, I), too.
+    """Queries are keys: a tile of logits (I, J) is one of (J, I), too, and computed once.
 
-    With d the gradient of the logits, that of x is (d + d^T) x: a symmetric matrix, of which, as
-    of the logits, every second tile is computed.
+    With d the gradient of the logits, that of x is (d + d^T) x: a symmetric matrix, of which, too,
+    every second tile is computed.
     """
 
     @staticmethod
     def forward(x: Tensor, g: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        y = torch.empty_like(g)
-        # log(sum(exp(logits))) of each row, by which a tile of weights can be had by itself
-        log_sums = x.new_empty(*x.shape[:2], 1, dtype=torch.promote_types(x.dtype, torch.float32))
-        scratch = _scratch(x, x)
-        for n, rows in _tiles(x, x, 0):
-            weights = scratch[: _length(rows)]
-            _logits(x[n, rows], x[n], scale, weights)
-            log_sums[n, rows] = weights.amax(1, keepdim=True)
-            torch.softmax(weights, -1, out=weights)
-            log_sums[n, rows] -= weights.amax(1, keepdim=True).to(log_sums.dtype).log()
-            torch.mm(weights, g[n], out=y[n, rows])
-        return y, log_sums
+        y = g.new_zeros(*x.shape[:2], g.shape[2])
+        # Of the logits of each row that were seen so far: the largest, and the sum of
+        # exp(logit - largest)
+        largest = x.new_full((*x.shape[:2], 1), -math.inf)
+        total = x.new_zeros(*x.shape[:2], 1)
+        squares = _squares(x)
+        for n, i, j in _pairs(x):
+            logits, weights = _cut(squares, i, j)
+            _logits(x[n, i], x[n, j], scale, logits)
+            _accumulate(logits, g[n, j], largest[n, i], total[n, i], y[n, i], weights)
+            if i != j:
+                _accumulate(logits.t(), g[n, i], largest[n, j], total[n, j], y[n, j], weights.t())
+        y /= total
+        return y, largest.add_(total.log_())  # log(sum(exp(logits))): gives weights tile by tile
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -134,28 +137,49 @@ class _SymmetricSoftmax(torch.autograd.Function):
             return None, None, None
         x, g, y, log_sums = ctx.saved_tensors
         # What the softmax's normalisation takes from the gradient of each row's logits
-        mean = (dy * y).sum(2, keepdim=True, dtype=log_sums.dtype)
+        mean = (dy * y).sum(2, keepdim=True)
         dx, dg = x.new_zeros(x.shape), torch.zeros_like(g)
-        squares = x.new_empty(2, SQUARE_SIDE * SQUARE_SIDE)
+        squares = _squares(x)
         for n, i, j in _pairs(x):
-            logits, product = squares[:, : _length(i) * _length(j)].unflatten(
-                1, (_length(i), _length(j))
-            )
+            logits, product = _cut(squares, i, j)
             _logits(x[n, i], x[n, j], ctx.scale, logits)
-            weights = (logits - log_sums[n, i]).clamp_(max=0).exp_()  # of queries i, keys j
-            dg[n, j].addmm_(weights.to(g.dtype).t(), dy[n, i])
+            weights = (logits - log_sums[n, i]).exp_()  # of queries i, keys j
+            dg[n, j].addmm_(weights.t(), dy[n, i])
             torch.mm(dy[n, i], g[n, j].t(), out=product)
-            dlogits = weights.mul_(product - mean[n, i])
+            dlogits = weights.mul_(product.sub_(mean[n, i]))
             if i != j:
                 # those of queries j and keys i, transposed
-                weights = (logits - log_sums[n, j].t()).clamp_(max=0).exp_()
-                dg[n, i].addmm_(weights.to(g.dtype), dy[n, j])
+                weights = logits.sub_(log_sums[n, j].t()).exp_()
+                dg[n, i].addmm_(weights, dy[n, j])
                 torch.mm(g[n, i], dy[n, j].t(), out=product)
-                dlogits.addcmul_(weights, product - mean[n, j].t())
-            dlogits = dlogits.mul_(ctx.scale).to(x.dtype)
+                dlogits.addcmul_(weights, product.sub_(mean[n, j].t()))
+            dlogits *= ctx.scale
             dx[n, i].addmm_(dlogits, x[n, j])
             dx[n, j].addmm_(dlogits.t(), x[n, i])
         return dx, dg, None
+
+
+def _accumulate(
+    logits: Tensor, g: Tensor, largest: Tensor, total: Tensor, y: Tensor, weights: Tensor
+) -> None:
+    """Adds some keys to the sums of some rows, which are relative to the largest logit so far."""
+    new = torch.maximum(largest, logits.amax(1, keepdim=True))
+    fade = largest.sub_(new).exp_()
+    torch.sub(logits, new, out=weights).exp_()
+    total.mul_(fade).add_(weights.sum(1, keepdim=True))
+    y.mul_(fade).addmm_(weights, g)
+    largest.copy_(new)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Memory for two tiles of pairs."""
+    side = min(SQUARE_SIDE, x.shape[1])
+    return x.new_empty(2, side * side)
+
+
+def _cut(squares: Tensor, i: slice, j: slice) -> Tensor:
+    """Two (I, J) matrices in that memory."""
+    return squares[:, : _length(i) * _length(j)].unflatten(1, (_length(i), _length(j)))
 
 
 def _scratch(theta: Tensor, phi: Tensor) -> Tensor:

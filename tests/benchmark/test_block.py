@@ -109,6 +109,8 @@ def test_flops_are_those_of_the_products():
     assert cell.flops == 2 * (4 * 30 * 8 * 4 + 30 * 30 * (4 + 4))
     assert Cell("embedded_gaussian", False, True, TINY, channels=8).flops == 3 * cell.flops
     pooled = Cell("gaussian", True, False, TINY, batch=2, channels=8)
+    whole = Cell("gaussian", False, False, TINY, channels=8)
+    assert whole.flops == 2 * (2 * 30 * 8 * 4 + 30 * 30 * (8 / 2 + 4))
     assert pooled.flops == 2 * 2 * (2 * 30 * 8 * 4 + 30 * 9 * (8 + 4))
     # Dot products of 30 positions and 4 channels go through (4, 4) matrices.
     assert Cell("dot_product", False, False, TINY, channels=8).flops == 2 * (

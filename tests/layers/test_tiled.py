@@ -1,7 +1,7 @@
 """Tiles of the softmax equal the whole of it, in values and gradients, wherever they are cut."""
 
-from nl_detectron.layers import tiled
-from nl_detectron.layers.pairwise import fused_softmax
+from nl_detectron.layers import pairwise, tiled
+from nl_detectron.layers.pairwise import fused_softmax, softmax
 from nl_detectron.layers.tiled import tiled_softmax
 
 import pytest
@@ -82,3 +82,18 @@ def test_tiles_and_the_fused_kernel_are_the_same_function():
     torch.testing.assert_close(
         tiled_softmax(theta, phi, g, 0.25), fused_softmax(theta, phi, g, 0.25)
     )
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [(torch.bfloat16, 8), (torch.float32, 4)])
+def test_of_many_pairs_the_fused_kernel_takes_those_it_is_faster_at(monkeypatch, dtype, channels):
+    """Of one dtype and as many channels of keys as of values; the results are the same."""
+    theta, phi = torch.randn(2, 2, 20, 8)
+    g = torch.randn(2, 20, channels)
+    expected = softmax(theta, phi, g, 0.5)
+    monkeypatch.setattr(pairwise, "FUSED_PAIRS", 20 * 20)
+    tiles = []
+    monkeypatch.setattr(pairwise, "tiled_softmax", lambda *x: tiles.append(x) or tiled_softmax(*x))
+    torch.testing.assert_close(softmax(theta, phi, g, 0.5), expected)
+    assert bool(tiles) == (channels == 4)
+    softmax(theta.to(dtype), phi.to(dtype), g.to(dtype), 0.5)
+    assert tiles
