@@ -108,7 +108,7 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
         ImportError: if mmcv-lite is missing.
     """
     maps = MAPS[:1] if quick else MAPS
-    yield time_table(time_cells(maps, quick=quick), device, seconds=0.5 if quick else 2.5)
+    yield time_table(time_cells(maps, quick=quick), device, seconds=0.5 if quick else 2.0)
     yield memory_table(memory_cells(maps[:1] if quick else (RES4, RES3)), device)
     yield linear_table([(1, 1024), (1, 4096)] if quick else LENGTHS, device)
     yield attention_table(device)

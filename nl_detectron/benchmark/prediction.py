@@ -44,7 +44,7 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
         size = 128 if quick else 800
         images = make_images(Path(folder), 1 if quick else 4)
         sides = make_sides(Path(folder), size, device)
-        yield throughput_table(sides, images, size=size, seconds=2 if quick else 200, device=device)
+        yield throughput_table(sides, images, size=size, seconds=2 if quick else 120, device=device)
         yield equality_table(sides, images)
     yield precision_table(
         iterations=2 if quick else 300, num_images=(16, 8) if quick else (2000, 200), device=device

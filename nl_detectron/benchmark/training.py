@@ -23,7 +23,7 @@ NUM_INSTANCES = 8
 def tables(*, quick: bool, device: str) -> Iterator[Table]:
     """The overhead of a block, then its activation checkpointing."""
     yield overhead_table(
-        size=(128, 160) if quick else (800, 1333), seconds=2 if quick else 150, device=device
+        size=(128, 160) if quick else (800, 1333), seconds=2 if quick else 90, device=device
     )
     yield checkpoint_table(
         channels=64 if quick else 1024,

@@ -55,7 +55,11 @@ def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     recorded = torch.jit.is_scripting() or sizes_are_symbolic()
     if theta.device.type == "cpu" and not recorded and _tiles_are_faster(theta, phi, g):
         return tiled_softmax(theta, phi, g, scale)
-    return fused_softmax(theta, phi, g, scale)
+    y = fused_softmax(theta, phi, g, scale)
+    if y.requires_grad and not recorded:
+        # The kernel would make this copy itself, and hold both until it is done.
+        y.register_hook(torch.Tensor.contiguous)
+    return y
 
 
 @torch.jit.unused
@@ -91,10 +95,9 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
 
     No non-linearity stands between the two products, so they are taken in the cheaper order:
     theta (phi^T g), or (theta phi^T) g on maps with fewer positions than channels, whose (L, M)
-    matrix is then smaller than the operands.
+    matrix is then smaller than the operands. Either way the smaller matrix is what C(x) divides.
     """
     num_queries, num_keys = theta.shape[1], phi.shape[1]
-    g = g / num_keys  # first, so that sums over positions stay in half precision's range
     if sizes_are_symbolic():
         small_map = False  # a choice by size would not hold for the other sizes
     else:
@@ -103,8 +106,8 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
             num_queries + num_keys
         )
     if small_map:
-        return torch.bmm(torch.bmm(theta, phi.transpose(1, 2)), g)
-    return torch.bmm(theta, torch.bmm(phi.transpose(1, 2), g))
+        return torch.bmm(torch.bmm(theta, phi.transpose(1, 2)).div_(num_keys), g)
+    return torch.bmm(theta, torch.bmm(phi.transpose(1, 2), g).div_(num_keys))
 
 
 def concatenation(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
