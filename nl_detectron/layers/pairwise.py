@@ -57,9 +57,14 @@ def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
         return tiled_softmax(theta, phi, g, scale)
     y = fused_softmax(theta, phi, g, scale)
     if y.requires_grad and not recorded:
-        # The kernel would make this copy itself, and hold both until it is done.
-        y.register_hook(torch.Tensor.contiguous)
+        _make_gradient_contiguous(y)
     return y
+
+
+@torch.jit.unused
+def _make_gradient_contiguous(y: Tensor) -> None:
+    """Makes the copy that the kernel's backward pass would make, and hold beside the original."""
+    y.register_hook(torch.Tensor.contiguous)
 
 
 @torch.jit.unused
