@@ -22,8 +22,6 @@ from nl_detectron.evidence import (
     write_report,
 )
 
-SEEDS = [501, 502, 503, 504, 505]  # used in choosing no setting
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,17 +31,18 @@ if __name__ == "__main__":
     choices = list(DIFFICULTIES)
     parser.add_argument("--difficulties", nargs="+", default=choices, choices=choices)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: each task's")
     parser.add_argument("--workers", type=int, help="runs at a time; by default one for each core")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the trainings, too
     start = time.time()
+    seeds = {name: args.seeds or DIFFICULTIES[name].seeds for name in args.difficulties}
     # All variants with one seed before the next seed: an early stop leaves no row empty.
     runs = [
         Run(difficulty, variant, seed)
-        for seed in args.seeds
-        for difficulty in args.difficulties
+        for turn in zip(*seeds.values(), strict=True)
+        for difficulty, seed in zip(seeds, turn, strict=True)
         for variant in variants_of(difficulty)
         if variant in args.variants
     ]

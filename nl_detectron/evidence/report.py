@@ -42,22 +42,23 @@ ENTROPY = "non_local/res4.nl4/entropy"
 Results = Mapping[str, Sequence[Mapping]]
 
 
-def write_report(output: Path, docs: Path, seeds: Sequence[int], command: str) -> Path:
+def write_report(output: Path, docs: Path, seeds: Sequence[int] | None, command: str) -> Path:
     """Writes ``evidence.md`` and its pictures, with "not run yet" where there is no result.
 
     Args:
         output: the folder of all results.
         docs: where to write.
-        seeds: those of the runs that count.
+        seeds: those of the runs that count; by default each task's.
         command: by which all is made, named in the text.
 
     Returns:
         The path of ``evidence.md``.
     """
     docs.mkdir(parents=True, exist_ok=True)
-    parts = [_INTRODUCTION.format(command=command, num_seeds=len(seeds), gap=GAP)]
+    parts = [_INTRODUCTION.format(command=command, gap=GAP)]
     for difficulty, task in DIFFICULTIES.items():
-        results = read_results(output, difficulty, seeds)
+        task_seeds = seeds or task.seeds
+        results = read_results(output, difficulty, task_seeds)
         parts.append(
             f"## {task.title}\n\n{_TASKS[difficulty]}\n{task.iterations} iterations a run."
         )
@@ -66,10 +67,10 @@ def write_report(output: Path, docs: Path, seeds: Sequence[int], command: str) -
             parts.append(f"![Curves and accuracies](evidence_{difficulty}.png)")
             legs = difficulty == "hidden_legs"
             draw, caption = (draw_legs, _LEGS) if legs else (draw_attention, _ATTENTION)
-            if draw(output, difficulty, seeds, docs / f"attention_{difficulty}.png"):
+            if draw(output, difficulty, task_seeds, docs / f"attention_{difficulty}.png"):
                 parts.append(caption.format(difficulty=difficulty))
-        parts.append(results_table(results, len(seeds), task.measure.columns))
-        if plot_entropy(output, difficulty, seeds, docs / f"entropy_{difficulty}.png"):
+        parts.append(results_table(results, len(task_seeds), task.measure.columns))
+        if plot_entropy(output, difficulty, task_seeds, docs / f"entropy_{difficulty}.png"):
             parts.append(_ENTROPY.format(difficulty=difficulty))
     parts.append(f"## What each model costs and sees\n\n{_COSTS.format(gap=GAP)}")
     parts.append(costs_table())
@@ -263,8 +264,8 @@ _INTRODUCTION = """\
 This page is written by `{command}`. It generates strips on which the class of what stands at
 one end, the *targets*, is told by what stands at the other end, the *keys*, at least {gap} pixels
 away: farther than the plain model sees. Detectors are trained from random weights on them, with the
-same data, iterations, optimiser and base learning rate, with up to {num_seeds} seeds, none of which
-was used in choosing any setting. A cell is the mean over the seeds that were run (and the minimum
+same data, iterations, optimiser and base learning rate, with seeds of which none was used in
+choosing any setting of the task. A cell is the mean over the seeds that were run (and the minimum
 to the maximum). Blocks start and learn as README.md says (`INIT similarity`, theta, phi and w_f at
 a tenth of the learning rate), except in the ablation: *released init* is `INIT normal`, *one
 learning rate* has no factor.
