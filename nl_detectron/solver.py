@@ -1,6 +1,7 @@
 """The optimizer that the config names, with learning rates of their own for non-local blocks."""
 
 import math
+import re
 
 import torch
 from detectron2.config import CfgNode
@@ -41,6 +42,20 @@ def check_lr_factors(cfg: CfgNode) -> None:
     for key in ("NON_LOCAL_PAIRWISE_LR_FACTOR", "NON_LOCAL_LR_FACTOR"):
         if not 0 <= cfg.SOLVER[key] < math.inf:
             raise ValueError(f"SOLVER.{key} must be 0 or more, got {cfg.SOLVER[key]}")
+
+
+def non_local_lr_factor(name: str, *, pairwise: float = 1.0, others: float = 1.0) -> float:
+    """The same factors by a parameter's name, for a LazyConfig's ``lr_factor_func``.
+
+    Args:
+        name: of a parameter of a model, whose blocks have the names that insertion gives them.
+        pairwise: as ``SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR``.
+        others: as ``SOLVER.NON_LOCAL_LR_FACTOR``.
+    """
+    in_block = re.search(r"(?:^|\.)nl\d+\.([^.]+)", name)
+    if in_block is None:
+        return 1.0
+    return pairwise if in_block[1] in PAIRWISE_LAYERS else others
 
 
 def _non_local_lr_factors(cfg: CfgNode, model: nn.Module) -> dict[nn.Parameter, float]:

@@ -1,10 +1,15 @@
-from nl_detectron import NonLocalBlock, add_non_local_config
-from nl_detectron.solver import build_optimizer
+from functools import partial
+
+from nl_detectron import NonLocalBlock, add_non_local_config, insert_non_local
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
+from nl_detectron.solver import build_optimizer, non_local_lr_factor
 
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.solver import build_lr_scheduler
+from detectron2.config import LazyCall, get_cfg, instantiate
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import build_resnet_backbone
+from detectron2.solver import build_lr_scheduler, get_default_optimizer_params
 from detectron2.solver import build_optimizer as detectron2_build_optimizer
 from torch import nn
 
@@ -103,3 +108,20 @@ def test_a_model_that_is_all_block():
 def test_errors(key, value):
     with pytest.raises(ValueError, match=f"SOLVER.{key} must be 0 or more, got {value}"):
         build_optimizer(make_cfg(f"SOLVER.{key}", value), make_model())
+
+
+@pytest.mark.parametrize("pairwise", PAIRWISE_FUNCTIONS)
+def test_a_lazy_config_gives_the_same_learning_rates(pairwise):
+    cfg = make_cfg("SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR", 0.03, "SOLVER.NON_LOCAL_LR_FACTOR", 2.0)
+    cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH = 0, 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    model = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    insert_non_local(model, ["res4.0"], pairwise=pairwise, norm="GN")
+    lazy = LazyCall(torch.optim.SGD)(params=LazyCall(get_default_optimizer_params)(), lr=0.1)
+    factor = partial(non_local_lr_factor, pairwise=0.03, others=2.0)
+    lazy.params.update(model=model, base_lr="${..lr}", lr_factor_func=factor)
+    rates = learning_rates(instantiate(lazy), model)
+    assert rates == pytest.approx(learning_rates(build_optimizer(cfg, model), model))
+    assert {round(rate, 6) for rate in rates.values()} == {0.1, 0.003, 0.2} - (
+        {0.003} if pairwise == "gaussian" else set()
+    )
