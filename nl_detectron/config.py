@@ -28,8 +28,8 @@ def add_non_local_config(cfg: CfgNode) -> None:
     # Normalization after the block's last convolution, apart from RESNETS.NORM: "" (none), "BN",
     # "SyncBN", "GN", ... "FrozenBN" is refused: its zero start could never be left.
     node.NORM = ""
-    # How theta, phi and g start: "normal" as in the released code, with a standard deviation of
-    # 0.01, or "similarity", where positions alike relate most, for training from random weights
+    # How theta, phi, g and w_f start: "normal" as in the released code, with a standard deviation
+    # of 0.01, or "similarity", where positions alike relate most, for training from random weights
     node.INIT = "normal"
     # In training, compute the block's inner activations again in the backward pass instead of
     # holding them: less memory for a little time, and the same gradients

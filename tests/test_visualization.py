@@ -1,7 +1,13 @@
 import json
 
 from nl_detectron.data.builtin import register_generated
-from nl_detectron.visualization import contact_sheet, draw_predictions, plot_training_curves
+from nl_detectron.inference.attention import AttentionMap
+from nl_detectron.visualization import (
+    contact_sheet,
+    draw_predictions,
+    plot_training_curves,
+    spotlight,
+)
 
 import cv2
 import numpy as np
@@ -65,3 +71,16 @@ def test_training_curves(tmp_path):
     plot_training_curves(metrics, tmp_path / "curves.png", title="a title")
     image = cv2.imread(str(tmp_path / "curves.png"))
     assert image.shape[0] > 400 and 0.005 < (image < 200).any(2).mean() < 0.5
+
+
+def test_spotlight_is_bright_where_the_query_looks():
+    image = np.full((8, 16, 3), 200, np.uint8)
+    assert (spotlight(image, None, scale=2) == 30).all()  # 0.15 of it
+    weights = np.zeros((2, 4), np.float32)
+    weights[1, 3] = -0.5  # signed, as a dot product's
+    edges = np.linspace(0, 16, 5), np.linspace(0, 8, 3)
+    attention = AttentionMap(0, "res4.nl4", "dot_product", (1.0, 1.0), weights, *edges)
+    light = spotlight(image, attention, scale=2)
+    assert light.shape == (16, 32, 3)
+    assert light.max() >= 199 and light[12:, 28:].min() > 100
+    assert (light[:4] == 30).all() and (light[:, :12] == 30).all()

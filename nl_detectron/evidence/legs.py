@@ -16,8 +16,6 @@ from .run import first_trained
 # The box of the largest figure of people_in_skirts, and an ankle of it; the arms are above ARMS
 FIGURE_SIZE = (128, 128)
 FIGURE, ANKLE, ARMS = (14, 3, 113, 126), (94, 114), 39
-# The first one there is
-PICTURED = tuple(f"{name}_head" for name in ("embedded_gaussian", "gaussian", "dot_product"))
 SCALE = 2  # of the picture
 
 
@@ -34,8 +32,8 @@ def draw_legs(
         Whether there were trained models to do it with.
     """
     predictors = []
-    for names in (("plain",), PICTURED):
-        run = first_trained(output, difficulty, names, seeds)
+    for variant in ("plain", "embedded_gaussian_head"):
+        run = first_trained(output, difficulty, [variant], seeds)
         if run is None:
             return False
         predictors.append(Predictor(run.cfg(output), run.weights(output), device="cpu"))

@@ -154,6 +154,7 @@ def plot_results(results: Results, file: Path, task: Difficulty) -> None:
     measure = task.measure
     names = [name for name in PLOTTED if name in results]
     shown = [name for name in names if results[name]]
+    lowest = 32.0
     for row, name in enumerate(shown):
         found, colour = results[name], f"C{names.index(name)}"
         iterations = [0, *(point[0] for point in found[0]["curve"])]
@@ -165,11 +166,12 @@ def plot_results(results: Results, file: Path, task: Difficulty) -> None:
         )
         accuracies = [result[measure.columns[measure.answer]] for result in found]
         points.plot(accuracies, [row] * len(found), "o", color=colour, alpha=0.6)
+        lowest = min(lowest, *accuracies)
     curves.set(xlabel="iteration", ylabel=measure.curve)
     curves.set_title(f"{task.title}: {measure.curve} (seeds)")
     curves.legend(fontsize="small")
     points.axvline(50, color="grey", linestyle=":")
-    points.set(xlim=(30, 102), xlabel=measure.answer, title="each seed; chance is 50 %")
+    points.set(xlim=(lowest - 2, 102), xlabel=measure.answer, title="each seed; chance is 50 %")
     points.set_yticks(range(len(shown)), [VARIANTS[name].title for name in shown])
     points.invert_yaxis()
     figure.savefig(file, dpi=110)

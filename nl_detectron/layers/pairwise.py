@@ -64,7 +64,7 @@ def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
 @torch.jit.unused
 def _make_gradient_contiguous(y: Tensor) -> None:
     """Makes the copy that the kernel's backward pass would make, and hold beside the original."""
-    y.register_hook(torch.Tensor.contiguous)
+    y.register_hook(lambda gradient: None if gradient is None else gradient.contiguous())
 
 
 @torch.jit.unused
@@ -103,6 +103,9 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     matrix is then smaller than the operands. Either way the smaller matrix is what C(x) divides.
     """
     num_queries, num_keys = theta.shape[1], phi.shape[1]
+    divisor = num_keys
+    if g.dtype == torch.float16:
+        g, divisor = g / num_keys, 1  # sums over positions would leave its range
     if sizes_are_symbolic():
         small_map = False  # a choice by size would not hold for the other sizes
     else:
@@ -111,8 +114,8 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
             num_queries + num_keys
         )
     if small_map:
-        return torch.bmm(torch.bmm(theta, phi.transpose(1, 2)).div_(num_keys), g)
-    return torch.bmm(theta, torch.bmm(phi.transpose(1, 2), g).div_(num_keys))
+        return torch.bmm(torch.bmm(theta, phi.transpose(1, 2)).div_(divisor), g)
+    return torch.bmm(theta, torch.bmm(phi.transpose(1, 2), g).div_(divisor))
 
 
 def concatenation(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class _SymmetricSoftmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, g: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, g: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         y = g.new_zeros(*x.shape[:2], g.shape[2])
         # Of the logits of each row that were seen so far: the largest, and the sum of
         # exp(logit - largest)
@@ -121,35 +121,38 @@ class _SymmetricSoftmax(torch.autograd.Function):
             if i != j:
                 _accumulate(logits.t(), g[n, i], largest[n, j], total[n, j], y[n, j], weights.t())
         y /= total
-        return y, largest.add_(total.log_())  # log(sum(exp(logits))): gives weights tile by tile
+        return y, largest, total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, g, ctx.scale = inputs
-        ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, g, *output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return None, None, None
-        x, g, y, log_sums = ctx.saved_tensors
+        x, g, y, largest, total = ctx.saved_tensors
+        # Divided here, as the logarithm of a sum would be lost beside a large logit.
+        dy = dy / total
         # What the softmax's normalisation takes from the gradient of each row's logits
         mean = (dy * y).sum(2, keepdim=True)
         dx, dg = x.new_zeros(x.shape), torch.zeros_like(g)
         squares = _squares(x)
         for n, i, j in _pairs(x):
             logits, product = _cut(squares, i, j)
+            # The product of the forward pass, bit for bit: no logit exceeds the largest one
             _logits(x[n, i], x[n, j], ctx.scale, logits)
-            weights = (logits - log_sums[n, i]).exp_()  # of queries i, keys j
+            weights = (logits - largest[n, i]).exp_()  # of queries i, keys j
             dg[n, j].addmm_(weights.t(), dy[n, i])
             torch.mm(dy[n, i], g[n, j].t(), out=product)
             dlogits = weights.mul_(product.sub_(mean[n, i]))
             if i != j:
                 # those of queries j and keys i, transposed
-                weights = logits.sub_(log_sums[n, j].t()).exp_()
+                weights = logits.sub_(largest[n, j].t()).exp_()
                 dg[n, i].addmm_(weights, dy[n, j])
                 torch.mm(g[n, i], dy[n, j].t(), out=product)
                 dlogits.addcmul_(weights, product.sub_(mean[n, j].t()))

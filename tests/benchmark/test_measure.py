@@ -1,4 +1,4 @@
-from nl_detectron.benchmark.measure import MatrixProduct, alternate, peak_memory
+from nl_detectron.benchmark.measure import MatrixProduct, alternate, held_memory, peak_memory
 
 import torch
 
@@ -27,6 +27,14 @@ def test_peak_memory_is_exact():
 
     # The CPU's allocator hands out what is asked for.
     assert peak_memory(function) == 6000
+
+
+def test_held_memory_is_what_is_left():
+    def function():
+        torch.empty(1000)
+        return torch.empty(250)
+
+    assert held_memory(function) == 1000
 
 
 def test_peak_memory_is_what_is_added():

@@ -88,6 +88,16 @@ def test_attention_is_drawn(tmp_path, monkeypatch):
     assert cv2.imread(str(file)).shape == (2 * 64, 2 * 320, 3)
 
 
+def test_by_default_the_seeds_of_each_task_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "costs_table", lambda: "")
+    monkeypatch.setattr(report, "head_costs_table", lambda: "")
+    fill(tmp_path, "plain", DIFFICULTIES["one_key"].seeds[0], 50.0)
+    fill(tmp_path, "plain", 1, 99.0)
+    text = write_report(tmp_path, tmp_path / "docs", None, "make evidence").read_text()
+    assert "1 of 5" in text.partition("## Matching key")[0]
+    assert "50.0 (50.0 to 50.0)" in text
+
+
 def test_hidden_legs_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "costs_table", str)
     monkeypatch.setattr(report, "head_costs_table", str)

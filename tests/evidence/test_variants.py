@@ -22,6 +22,11 @@ def costs(variant, difficulty="one_key") -> tuple[int, int]:
     return count_parameters(model), count_flops(model, largest_input(model, size)).total()
 
 
+def test_each_task_has_five_seeds():
+    """As many as any other: tools/far_cue.py takes them in turns."""
+    assert all(len(set(task.seeds)) == 5 for task in DIFFICULTIES.values())
+
+
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)
 def test_all_variants_have_the_same_data_and_schedule(difficulty):
     cfgs = [build_cfg(variant, difficulty, seed=7) for variant in variants_of(difficulty)]

@@ -46,3 +46,13 @@ def test_peak_memory_of_the_res4_of_r50():
     for pairwise in ("gaussian", "embedded_gaussian"):
         block = NonLocalBlock(1024, pairwise=pairwise, sub_sample=False)
         assert peak_memory(lambda block=block: step(block, x, False)) < 7 * x.nbytes
+
+
+@pytest.mark.parametrize(("pairwise", "maps"), [("dot_product", 5.1), ("embedded_gaussian", 6.2)])
+def test_training_holds_nothing_twice(pairwise, maps):
+    """Neither g divided by the number of keys nor a second layout of y's gradient."""
+    block = NonLocalBlock(1024, pairwise=pairwise, sub_sample=False)
+    x = torch.randn(1, 1024, HEIGHT, WIDTH, requires_grad=True)
+    gradient = torch.randn_like(x)
+    parameters = sum(p.nbytes for p in block.parameters())
+    assert peak_memory(lambda: block(x).backward(gradient)) < maps * x.nbytes + parameters

@@ -59,12 +59,32 @@ def test_gradients(tiles, queries_are_keys):
     assert torch.autograd.gradcheck(lambda *x: tiled_softmax(*x, 0.5), (theta, phi, g))
 
 
-def test_operands_need_not_be_contiguous():
-    packed = torch.randn(2, 30, 24, dtype=torch.float64)
-    theta, phi, g = packed.split(8, dim=-1)
-    torch.testing.assert_close(tiled_softmax(theta, phi, g, 0.5), whole(theta, phi, g, 0.5))
-    theta = torch.randn(2, 8, 30, dtype=torch.float64).transpose(1, 2)
-    torch.testing.assert_close(tiled_softmax(theta, theta, g, 0.5), whole(theta, theta, g, 0.5))
+@pytest.mark.parametrize("queries_are_keys", [False, True])
+def test_operands_need_not_be_contiguous(tiles, queries_are_keys):
+    theta, phi = torch.randn(2, 2, 8, 30, dtype=torch.float64).transpose(2, 3)
+    phi = None if queries_are_keys else phi
+    g, dy = torch.randn(2, 30, 24, dtype=torch.float64).split([16, 8], dim=-1)
+    dy = torch.randn(2, 16, 30, dtype=torch.float64).transpose(1, 2)
+    for ours, theirs in zip(
+        results(tiled_softmax, theta, phi, g, dy, torch.float64),
+        results(whole, theta, phi, g, dy, torch.float64),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_equal_positions_of_large_activations(tiles):
+    """Of which each row's softmax has two: the sum is 2 where the logits are in millions.
+
+    Of whole numbers, so that single precision holds these logits.
+    """
+    x = torch.randint(-1000, 1001, (1, 30, 16)).float().repeat(1, 2, 1)
+    g, dy = torch.randn(2, 1, 60, 8)
+    expected = results(whole, x, None, g, dy, torch.float64)
+    for ours, theirs in zip(
+        results(tiled_softmax, x, None, g, dy, torch.float32), expected, strict=True
+    ):
+        assert (ours.double() - theirs).abs().max() <= 5e-6 * theirs.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -97,3 +117,20 @@ def test_of_many_pairs_the_fused_kernel_takes_those_it_is_faster_at(monkeypatch,
     assert bool(tiles) == (channels == 4)
     softmax(theta.to(dtype), phi.to(dtype), g.to(dtype), 0.5)
     assert tiles
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_gradients_through_the_fused_kernel(monkeypatch, channels_first):
+    monkeypatch.setattr(pairwise, "FUSED_PAIRS", 1)
+    monkeypatch.setattr(pairwise, "tiled_softmax", None)
+    theta, phi, g, dy = torch.randn(4, 2, 20, 8, dtype=torch.float64)
+    if channels_first:
+        dy = torch.randn(2, 8, 20, dtype=torch.float64).transpose(1, 2)
+    for ours, theirs in zip(
+        results(softmax, theta, phi, g, dy, torch.float64),
+        results(whole, theta, phi, g, dy, torch.float64),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+    operands = [x[:1, :4].clone().requires_grad_() for x in (theta, phi, g)]
+    assert torch.autograd.gradcheck(lambda *x: softmax(*x, 0.5), operands)

@@ -5,9 +5,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
-from nl_detectron.checkpoint.converters import (
-    convert_file,
-)
+from nl_detectron.checkpoint.converters import convert_file
 
 import pytest
 import torch
@@ -15,9 +13,7 @@ import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
-from .models import (
-    base_cfg,
-)
+from .models import base_cfg
 
 TOOL = Path(__file__).resolve().parents[3] / "tools/convert_checkpoint.py"
 

@@ -2,11 +2,7 @@
 
 from nl_detectron import NonLocalBlock
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer
-from nl_detectron.checkpoint.converters import (
-    convert_block,
-    convert_file,
-    convert_mask_rcnn,
-)
+from nl_detectron.checkpoint.converters import convert_block, convert_file, convert_mask_rcnn
 from nl_detectron.layers import PAIRWISE_FUNCTIONS
 
 import pytest

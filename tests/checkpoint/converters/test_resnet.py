@@ -1,10 +1,7 @@
 """ResNets of torchvision and timm, converted, compute what they computed there."""
 
 from nl_detectron.checkpoint import CheckpointError
-from nl_detectron.checkpoint.converters import (
-    convert_file,
-    convert_resnet,
-)
+from nl_detectron.checkpoint.converters import convert_file, convert_resnet
 
 import pytest
 import torch

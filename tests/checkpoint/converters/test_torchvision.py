@@ -3,10 +3,7 @@
 from pathlib import Path
 
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
-from nl_detectron.checkpoint.converters import (
-    convert_file,
-    convert_rcnn,
-)
+from nl_detectron.checkpoint.converters import convert_file, convert_rcnn
 
 import pytest
 import torch

@@ -4,10 +4,7 @@ import pickle
 
 from nl_detectron import NonLocalBlock
 from nl_detectron.checkpoint import CheckpointError
-from nl_detectron.checkpoint.converters import (
-    convert_file,
-    convert_video_blocks,
-)
+from nl_detectron.checkpoint.converters import convert_file, convert_video_blocks
 
 import numpy as np
 import pytest
