@@ -1,12 +1,9 @@
 from pathlib import Path
 
-from nl_detectron import NonLocalBlock, Predictor
 from nl_detectron.data import builtin, generate
 from nl_detectron.evidence import DIFFICULTIES, Run, legs, report, variants_of, write_report
 
 import cv2
-import numpy as np
-import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
@@ -47,26 +44,6 @@ def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
     assert cv2.imread(str(tmp_path / "docs/entropy_one_key.png")) is not None
     assert len(list((tmp_path / "docs").iterdir())) == 3
     assert "attention_one_key.png" not in text  # no weights are there
-
-
-@pytest.mark.parametrize("sub_sample", [True, False])
-def test_attention_is_that_of_the_block(sub_sample, tmp_path):
-    cfg = Run("one_key", "embedded_gaussian" if sub_sample else "embedded_gaussian_full", 1).cfg(
-        Path()
-    )
-    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "model.pth")
-    predictor = Predictor(cfg, tmp_path / "model.pth", device="cpu")
-    image = np.random.default_rng(0).integers(0, 255, (64, 320, 3), np.uint8)
-    [block] = [m for m in predictor.model.modules() if isinstance(m, NonLocalBlock)]
-    with torch.no_grad():
-        block.theta.weight.normal_()
-        seen = []
-        block.register_forward_hook(lambda module, args, z: seen.append(args[0]))
-        weights = predictor.attention(image, [(319.9, 20.0)]).maps[-1].weights
-        expected = block.affinity(seen[0])[0, 1 * 20 + 19]
-    assert weights.shape == ((2, 10) if sub_sample else (4, 20))
-    np.testing.assert_allclose(weights.ravel(), expected.numpy(), rtol=1e-3, atol=1e-6)
-    assert weights.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_attention_is_drawn(tmp_path, monkeypatch):
