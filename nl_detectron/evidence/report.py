@@ -107,8 +107,7 @@ def costs_table() -> str:
         distance = reach(model, FAR_CUE_SIZE, NEAREST_TARGET)
         return f"{distance} pixels" if distance < NEAREST_TARGET[0] else "everything"
 
-    names = [name for name in VARIANTS if name not in variants_of("hidden_legs") or name == "plain"]
-    return _costs_table("one_key", names, FAR_CUE_SIZE, seen)
+    return _costs_table("one_key", FAR_CUE_SIZE, seen)
 
 
 def head_costs_table() -> str:
@@ -118,17 +117,14 @@ def head_costs_table() -> str:
         distance = keypoint_reach(model, FIGURE_SIZE, FIGURE, ANKLE)
         return f"{distance} pixels" if distance < int(ANKLE[1]) else "everything"
 
-    return _costs_table("hidden_legs", variants_of("hidden_legs"), FIGURE_SIZE, seen)
+    return _costs_table("hidden_legs", FIGURE_SIZE, seen)
 
 
 def _costs_table(
-    difficulty: str,
-    names: Sequence[str],
-    size: Sequence[int],
-    seen: Callable[[GeneralizedRCNN], str],
+    difficulty: str, size: Sequence[int], seen: Callable[[GeneralizedRCNN], str]
 ) -> str:
     rows, plain = [], None
-    for name in names:
+    for name in variants_of(difficulty):
         model = build_model(build_cfg(name, difficulty, seed=0)).eval()
         distance = seen(model)
         flops = count_flops(model, largest_input(model, size)).total()

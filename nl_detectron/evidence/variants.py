@@ -137,13 +137,9 @@ def _non_local(pairwise: str, **options: object) -> dict[str, object]:
     }
 
 
-def _in_head(pairwise: str, head: str = "NonLocalKeypointHead") -> dict[str, object]:
-    """The same, with the blocks in the keypoint head and none in the backbone."""
-    return {
-        **_non_local(pairwise),
-        **_backbone("resnet"),
-        "MODEL.ROI_KEYPOINT_HEAD.NAME": head,
-    }
+def _in_head(head: str) -> dict[str, object]:
+    """Embedded Gaussian blocks in the keypoint head, trained so, and none in the backbone."""
+    return {**EMBEDDED, **_backbone("resnet"), "MODEL.ROI_KEYPOINT_HEAD.NAME": head}
 
 
 RELEASED = {"MODEL.NON_LOCAL.INIT": "normal"}
@@ -190,11 +186,11 @@ VARIANTS = {
     ),
     "uniform_head": Variant(
         "4 blocks, uniform attention",
-        _in_head("embedded_gaussian", "build_uniform_attention_keypoint_head"),
+        _in_head("build_uniform_attention_keypoint_head"),
         LEGS,
     ),
     "embedded_gaussian_head": Variant(
-        "4 blocks, embedded Gaussian", _in_head("embedded_gaussian"), LEGS
+        "4 blocks, embedded Gaussian", _in_head("NonLocalKeypointHead"), LEGS
     ),
 }
 

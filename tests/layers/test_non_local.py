@@ -388,3 +388,10 @@ def test_large_activations_do_not_overflow_under_autocast(pairwise, sub_sample, 
     if pairwise in ("dot_product", "concatenation"):  # smooth in their operands
         error = (z - expected).abs().max() / expected.abs().max()
         assert error <= (0.05 if dtype == torch.bfloat16 else 0.01)
+
+
+def test_float16_dot_product_of_many_positions():
+    """The sum over 4,800 of them, 307,200, would leave its range; a scripted block makes it so."""
+    theta, phi, g = torch.full((3, 1, 4800, 16), 8.0, dtype=torch.float16)
+    y = pairwise.dot_product(theta / 64, phi, g)
+    torch.testing.assert_close(y, torch.full_like(g, 0.125 * 8 * 8 * 16), rtol=5e-3, atol=0)
