@@ -17,7 +17,14 @@ from detectron2.layers import CNNBlockBase, get_norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from .pairwise import DISTRIBUTIONS, PAIRWISE_FUNCTIONS, affinity, non_local, sizes_are_symbolic
+from .pairwise import (
+    DISTRIBUTIONS,
+    PAIRWISE_FUNCTIONS,
+    affinity,
+    non_local,
+    sizes_are_symbolic,
+    takes_channels_first,
+)
 
 # The paper's released code draws the embeddings from a Gaussian of this standard deviation.
 EMBEDDING_STD = 0.01
@@ -31,8 +38,8 @@ class NonLocalBlock(CNNBlockBase):
     Children: ``theta``, ``phi`` and ``g``, the 1x1 convolutions C -> D of sec. 3.2 (the Gaussian
     form has only ``g``); ``out``, the 1x1 convolution W_z, D -> C; ``norm`` after it where one is
     asked for. The concatenation form has the vector ``w_f`` (2D,) besides. What sub-samples adds no
-    parameter, so checkpoints fit with and without it. The convolutions' weights are used, but
-    their ``forward`` is not called, nor are hooks on them.
+    parameter, so checkpoints fit with and without it. The convolutions' weights are used, as a rule
+    without calling their ``forward``, so hooks on them need not run.
     """
 
     def __init__(
@@ -191,32 +198,36 @@ class NonLocalBlock(CNNBlockBase):
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """theta (N, L, D), phi (N, M, D) and g (N, M, D) of x (N, C, *S), as non_local takes them.
 
-        The convolutions are 1x1, so their weights are applied as matrices, and in one product:
-        that writes the positions-first layout which the kernels need without a copy.
+        All embeddings are one product, so that training has one gradient of x's size and not three.
+        Only in inference by convolutions, whose scratch memory grows with their result, each has
+        its own.
         """
         if x.dim() != self.dimension + 2:
             raise ValueError(
                 f"expected {self.dimension + 2} axes (N, C, then {self.dimension} of space or "
                 f"time), got shape {list(x.shape)}"
             )
-        tokens = x.flatten(2).transpose(1, 2)  # (N, L, C)
-        if self.theta is not None and self.phi is not None:
-            weight = torch.cat([self.theta.weight, self.phi.weight, self.g.weight]).flatten(1)
+        by_convolution = not torch.jit.is_scripting() and takes_channels_first(
+            self.pairwise, x, self.sub_sample
+        )
+        if self.theta is None or self.phi is None:
+            g = self._project(x, self.g.weight, self.g.bias, by_convolution)
+            theta = x.to(g.dtype)
+            phi = theta
+        elif by_convolution and not torch.is_grad_enabled():
+            theta, phi, g = self.theta(x), self.phi(x), self.g(x)
+        else:
+            weight = torch.cat([self.theta.weight, self.phi.weight, self.g.weight])
             theta_bias, phi_bias, g_bias = self.theta.bias, self.phi.bias, self.g.bias
             # For scripting, where a convolution's bias is optional by type.
             assert theta_bias is not None and phi_bias is not None and g_bias is not None
             bias = torch.cat([theta_bias, phi_bias, g_bias])
-            embedded = F.linear(tokens, weight, bias)  # (N, L, 3D)
-            theta, keys = embedded.split([self.inner_channels, 2 * self.inner_channels], -1)
-            if self.sub_sample:
-                keys = self._max_pool(keys, x)
-            phi, g = keys.split(self.inner_channels, -1)
-        else:
-            g = F.linear(tokens, self.g.weight.flatten(1), self.g.bias)
-            theta = tokens.to(g.dtype)
-            phi = theta
-            if self.sub_sample:
-                phi, g = self._max_pool(theta.contiguous(), x), self._max_pool(g, x)
+            theta, phi, g = self._project(x, weight, bias, by_convolution).chunk(3, dim=1)
+        if self.sub_sample:
+            phi, g = self._max_pool(phi), self._max_pool(g)
+        phi_is_theta = phi is theta
+        theta, g = _positions(theta), _positions(g)
+        phi = theta if phi_is_theta else _positions(phi)
         if self.w_f is not None:
             w_theta, w_phi = self.w_f.unsqueeze(-1).chunk(2)  # (D, 1) each
             theta, phi = torch.matmul(theta, w_theta), torch.matmul(phi, w_phi)
@@ -235,24 +246,27 @@ class NonLocalBlock(CNNBlockBase):
                     return non_local(self.pairwise, theta, phi, g, self.scale)
         return non_local(self.pairwise, theta, phi, g, self.scale)
 
-    def _max_pool(self, keys: Tensor, x: Tensor) -> Tensor:
-        """Halves (N, L, channels) to (N, M, channels) along the axes of space in x (N, C, *S)."""
-        frames, width = 1, 1
-        height = x.shape[2]
-        if self.dimension == 2:
-            width = x.shape[3]
-        elif self.dimension == 3:
-            frames, height, width = x.shape[2], x.shape[3], x.shape[4]
-        keys = keys.reshape(x.shape[0] * frames, height, width, keys.shape[-1])
-        if sizes_are_symbolic():
-            # Unlike max_pool2d, it can be exported for odd and even sizes (of 3 and more) at once.
-            keys = torch.maximum(keys[:, ::2], _shifted(keys, 1))
-            keys = torch.maximum(keys[:, :, ::2], _shifted(keys, 2))
-        else:
-            # Seen as channels last, so that nothing is copied before or after.
-            keys = F.max_pool2d(keys.permute(0, 3, 1, 2), 2, 2, ceil_mode=True)
-            keys = keys.permute(0, 2, 3, 1)
-        return keys.reshape(x.shape[0], frames * keys.shape[1] * keys.shape[2], keys.shape[3])
+    def _project(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, by_convolution: bool
+    ) -> Tensor:
+        """A 1x1 convolution of x (N, C, *S); a matrix product stores its result positions first."""
+        if by_convolution:
+            return self.g._conv_forward(x, weight, bias)
+        embedded = F.linear(x.flatten(2).transpose(1, 2), weight.flatten(1), bias)
+        return embedded.transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def _max_pool(self, keys: Tensor) -> Tensor:
+        """Halves keys (N, channels, *S) along the axes of space."""
+        if keys.requires_grad and not sizes_are_symbolic():
+            # Its backward pass is the faster one.
+            if self.dimension == 1:
+                return F.max_pool1d(keys, 2, 2, ceil_mode=True)
+            if self.dimension == 2:
+                return F.max_pool2d(keys, 2, 2, ceil_mode=True)
+            return F.max_pool3d(keys, [1, 2, 2], [1, 2, 2], ceil_mode=True)
+        for axis in range(3 if self.dimension == 3 else 2, keys.dim()):
+            keys = _larger_of_pairs(keys, axis)
+        return keys
 
     def _project_out(self, y: Tensor, x: Tensor) -> Tensor:
         """norm(W_z y), (N, C, *S), of y (N, L, D)."""
@@ -270,17 +284,32 @@ class NonLocalBlock(CNNBlockBase):
 
     def _apply_w_z(self, y: Tensor, x: Tensor) -> Tensor:
         """W_z y, (N, C, L), in y's precision and x's memory format."""
-        weight, bias = self.out.weight.flatten(1).to(y.dtype), self.out.bias
+        weight, bias = self.out.weight.to(y.dtype), self.out.bias
         bias = None if bias is None else bias.to(y.dtype)
         if x.stride(1) == 1:  # channels last
-            return F.linear(y, weight, bias).transpose(1, 2)
-        weight, y = weight.expand(y.shape[0], -1, -1), y.transpose(1, 2)
+            return F.linear(y, weight.flatten(1), bias).transpose(1, 2)
+        y = y.transpose(1, 2)
+        if y.stride(1) != 1:  # channels first, as by_convolution
+            return self.out._conv_forward(y.unflatten(2, x.shape[2:]), weight, bias).flatten(2)
+        weight = weight.flatten(1).expand(y.shape[0], -1, -1)
         if bias is None:
             return torch.bmm(weight, y)
         return torch.baddbmm(bias.unsqueeze(-1), weight, y)
 
 
-def _shifted(x: Tensor, axis: int) -> Tensor:
-    """The second of each pair along an axis of x; a last position without one pairs with itself."""
+def _positions(x: Tensor) -> Tensor:
+    """(N, positions, channels) of x (N, channels, *S), a view where it can be."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _larger_of_pairs(x: Tensor, axis: int) -> Tensor:
+    """The larger of each pair along an axis of x; a last position without one pairs with itself."""
     size = x.shape[axis]
-    return x.index_select(axis, torch.arange(1, size + 1, 2, device=x.device).clamp(max=size - 1))
+    if not sizes_are_symbolic() and size % 2 == 0:
+        pairs = x.unflatten(axis, (size // 2, 2))
+        return torch.maximum(pairs.select(axis + 1, 0), pairs.select(axis + 1, 1))
+    # Unlike pooling, this can be exported for odd and even sizes (of 3 and more) at once.
+    first = torch.arange(0, size, 2, device=x.device)
+    return torch.maximum(
+        x.index_select(axis, first), x.index_select(axis, (first + 1).clamp(max=size - 1))
+    )

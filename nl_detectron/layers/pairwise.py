@@ -45,6 +45,28 @@ def non_local(pairwise: str, theta: Tensor, phi: Tensor, g: Tensor, scale: float
     return softmax(theta, phi, g, scale)
 
 
+@torch.jit.unused
+def takes_channels_first(pairwise: str, x: Tensor, sub_sample: bool) -> bool:
+    """Whether :func:`non_local` is best given theta, phi and g stored as (N, D, L), transposed.
+
+    On CPU that is how a convolution, faster there than the matrix product that it is, leaves them.
+    Not so where positions first are wanted: by PyTorch's fused kernels, the concatenation's sums
+    and a map x (N, C, *S) whose channels are last; nor for large maps in training without
+    sub-sampling, where a convolution's scratch memory would be most of what is held.
+    """
+    if x.device.type != "cpu" or x.dtype == torch.float16 or x.stride(1) == 1:
+        return False
+    if sizes_are_symbolic():
+        return False
+    positions = x[:1, :1].numel()
+    pairs = positions * positions // (4 if sub_sample else 1)
+    if pairwise == "embedded_gaussian":
+        return pairs < FUSED_PAIRS or x.dtype == torch.bfloat16
+    training = torch.is_grad_enabled()
+    large = pairs >= FUSED_PAIRS and training and not sub_sample
+    return pairwise != "concatenation" and not large
+
+
 def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """Gaussian and embedded Gaussian: f = exp(scale * theta_i^T phi_j), C(x) = sum_j f (eq. 2, 3).
 
@@ -113,6 +135,13 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         small_map = num_queries * num_keys * (theta.shape[-1] + g.shape[-1]) < channels * (
             num_queries + num_keys
         )
+    if theta.stride(-1) != 1:  # channels first, and so is y
+        theta, phi, g = theta.transpose(1, 2), phi.transpose(1, 2), g.transpose(1, 2)
+        if small_map:
+            y = torch.bmm(g, torch.bmm(phi.transpose(1, 2), theta).div_(divisor))
+        else:
+            y = torch.bmm(torch.bmm(g, phi.transpose(1, 2)).div_(divisor), theta)
+        return y.transpose(1, 2)
     if small_map:
         return torch.bmm(torch.bmm(theta, phi.transpose(1, 2)).div_(divisor), g)
     return torch.bmm(theta, torch.bmm(phi.transpose(1, 2), g).div_(divisor))

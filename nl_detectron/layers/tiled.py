@@ -55,7 +55,7 @@ class _TiledSoftmax(torch.autograd.Function):
     def forward(
         theta: Tensor, phi: Tensor, g: Tensor, scale: float, kept_rows: int
     ) -> tuple[Tensor, Tensor]:
-        y = g.new_empty(*theta.shape[:2], g.shape[2])
+        y = _result(theta, g)
         kept = g.new_empty(theta.shape[0], kept_rows, phi.shape[1])
         scratch = _scratch(theta, phi)
         for n, rows in _tiles(theta, phi, kept_rows):
@@ -108,7 +108,7 @@ class _SymmetricSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, g: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-        y = g.new_zeros(*x.shape[:2], g.shape[2])
+        y = _result(x, g).zero_()
         # Of the logits of each row that were seen so far: the largest, and the sum of
         # exp(logit - largest)
         largest = x.new_full((*x.shape[:2], 1), -math.inf)
@@ -160,6 +160,13 @@ class _SymmetricSoftmax(torch.autograd.Function):
             dx[n, i].addmm_(dlogits, x[n, j])
             dx[n, j].addmm_(dlogits.t(), x[n, i])
         return dx, dg, None
+
+
+def _result(theta: Tensor, g: Tensor) -> Tensor:
+    """Memory for y (N, L, E), in theta's layout."""
+    if theta.stride(-1) == 1:
+        return g.new_empty(*theta.shape[:2], g.shape[2])
+    return g.new_empty(theta.shape[0], g.shape[2], theta.shape[1]).transpose(1, 2)
 
 
 def _accumulate(

@@ -3,13 +3,14 @@ import itertools
 
 from nl_detectron import NonLocalBlock
 from nl_detectron.layers import PAIRWISE_FUNCTIONS, pairwise
+from nl_detectron.layers.pairwise import non_local
 
 import pytest
 import torch
 from torch import nn
 from torch.export import Dim, export
 
-from .reference import max_pool, non_local_block
+from .reference import non_local_block
 
 SIZES = {1: (7,), 2: (5, 4), 3: (3, 4, 5)}
 all_pairwise = pytest.mark.parametrize("pairwise", PAIRWISE_FUNCTIONS)
@@ -69,6 +70,36 @@ def test_fast_kernels_equal_the_full_matrix(pairwise, sub_sample, size, inner_ch
     assert (single - block(x)).abs().max() <= 1e-4 * block(x).abs().max()
 
 
+@all_pairwise
+@pytest.mark.parametrize("num_keys", [5, 30, 90])
+def test_channels_first_is_the_same_operation_and_stays_channels_first(pairwise, num_keys):
+    channels = 1 if pairwise == "concatenation" else 16
+    theta = torch.randn(2, 90, channels, dtype=torch.float64)
+    phi, g = theta[:, :num_keys], torch.randn(2, num_keys, 16, dtype=torch.float64)
+    expected = non_local(pairwise, theta, phi, g, 0.3)
+    theta, phi, g = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (theta, phi, g))
+    y = non_local(pairwise, theta, phi, g, 0.3)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    if pairwise != "concatenation":
+        assert y.stride() == (16 * 90, 1, 90)
+
+
+@all_pairwise
+@both_sub_sample
+@pytest.mark.parametrize("training", [False, True])
+def test_either_layout_gives_the_same_block(pairwise, sub_sample, training, monkeypatch):
+    block = random_block(channels=16, pairwise=pairwise, sub_sample=sub_sample)
+    x = torch.randn(2, 16, 9, 6, dtype=torch.float64)
+    with torch.set_grad_enabled(training):
+        outputs = []
+        for answer in (False, True):
+            monkeypatch.setattr(
+                "nl_detectron.layers.non_local.takes_channels_first", lambda *_, a=answer: a
+            )
+            outputs.append(block(x))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("dot_product_first", [False, True])
 def test_dot_product_in_either_order(dot_product_first):
     length, channels = (3, 32) if dot_product_first else (40, 4)
@@ -96,28 +127,33 @@ def test_concatenation_keeps_its_precision_far_from_zero():
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 1), (1, 4)])
-def test_sub_sampling_is_max_pooling_that_loses_no_position(size):
+def test_sub_sampling_is_max_pooling_that_loses_no_position(size, training):
     block = NonLocalBlock(6)
     x = torch.randn(2, 6, *size)
-    _, phi, g = block._embed(x)
+    with torch.set_grad_enabled(training):
+        _, phi, g = block._embed(x)
     for keys, conv in ((phi, block.phi), (g, block.g)):
         expected = nn.functional.max_pool2d(conv(x), 2, 2, ceil_mode=True)
         torch.testing.assert_close(keys.transpose(1, 2).reshape(expected.shape), expected)
 
 
-def test_sub_sampling_never_pools_time():
+@pytest.mark.parametrize("training", [False, True])
+def test_sub_sampling_never_pools_time(training):
     block = NonLocalBlock(6, dimension=3)
-    _, phi, _ = block._embed(torch.randn(1, 6, 5, 4, 6))
+    with torch.set_grad_enabled(training):
+        _, phi, _ = block._embed(torch.randn(1, 6, 5, 4, 6))
     assert phi.shape == (1, 5 * 2 * 3, 3)
 
 
 def test_gradient_of_sub_sampling_reaches_an_unpaired_position_whole():
     block = NonLocalBlock(2, dimension=1)
-    keys = torch.tensor([[[1.0], [2.0], [5.0]]], requires_grad=True)
-    block._max_pool(keys, torch.zeros(1, 2, 3)).sum().backward()
+    keys = torch.tensor([[[1.0, 2.0, 5.0]]], requires_grad=True)
+    block._max_pool(keys).sum().backward()
     assert keys.grad.flatten().tolist() == [0.0, 1.0, 1.0]
-    assert torch.equal(max_pool(keys.detach()[0].T, dimension=1), torch.tensor([[2.0, 5.0]]))
+    # In inference, without pooling's indices
+    assert block._max_pool(keys.detach()).flatten().tolist() == [2.0, 5.0]
 
 
 @all_pairwise
