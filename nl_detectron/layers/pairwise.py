@@ -22,7 +22,7 @@ from .tiled import tiled_softmax
 PAIRWISE_FUNCTIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 # The two whose affinity is a distribution over the keys; the others' are signed or unbounded
 DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
-FUSED_PAIRS = 2**23  # from as many queries times keys on, PyTorch's fused kernel outruns tiles
+FUSED_PAIRS = 2**24  # from as many queries times keys on, PyTorch's fused kernel outruns tiles
 
 
 def non_local(pairwise: str, theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
@@ -51,27 +51,25 @@ def takes_channels_first(pairwise: str, x: Tensor, sub_sample: bool) -> bool:
 
     On CPU that is how a convolution, faster there than the matrix product that it is, leaves them.
     Not so where positions first are wanted: by PyTorch's fused kernels, the concatenation's sums
-    and a map x (N, C, *S) whose channels are last; nor for large maps in training without
+    and a map x (N, C, *S) whose channels are last; nor in training on large maps without
     sub-sampling, where a convolution's scratch memory would be most of what is held.
     """
     if x.device.type != "cpu" or x.dtype == torch.float16 or x.stride(1) == 1:
         return False
-    if sizes_are_symbolic():
+    if sizes_are_symbolic() or pairwise == "concatenation":
         return False
     positions = x[:1, :1].numel()
-    pairs = positions * positions // (4 if sub_sample else 1)
+    few = positions * positions // (4 if sub_sample else 1) < FUSED_PAIRS
     if pairwise == "embedded_gaussian":
-        return pairs < FUSED_PAIRS or x.dtype == torch.bfloat16
-    training = torch.is_grad_enabled()
-    large = pairs >= FUSED_PAIRS and training and not sub_sample
-    return pairwise != "concatenation" and not large
+        return few
+    return few or sub_sample or not torch.is_grad_enabled()
 
 
 def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """Gaussian and embedded Gaussian: f = exp(scale * theta_i^T phi_j), C(x) = sum_j f (eq. 2, 3).
 
     Linear memory either way. On CPU, tiles of plain matrix products are fastest in bfloat16, where
-    D and E differ, and up to a few million pairs. Elsewhere PyTorch's fused kernels are; they also
+    D and E differ, and up to some million pairs. Elsewhere PyTorch's fused kernels are; they also
     keep float16's logits in single precision, and can be recorded for any size.
     """
     recorded = torch.jit.is_scripting() or sizes_are_symbolic()
