@@ -225,7 +225,7 @@ class NonLocalBlock(CNNBlockBase):
             theta, phi, g = self._project(x, weight, bias, by_convolution).chunk(3, dim=1)
         if self.sub_sample:
             phi, g = self._max_pool(phi), self._max_pool(g)
-        phi_is_theta = phi is theta
+        phi_is_theta = phi is theta  # as one tensor, which the symmetric kernel knows it by
         theta, g = _positions(theta), _positions(g)
         phi = theta if phi_is_theta else _positions(phi)
         if self.w_f is not None:

@@ -133,16 +133,14 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         small_map = num_queries * num_keys * (theta.shape[-1] + g.shape[-1]) < channels * (
             num_queries + num_keys
         )
-    if theta.stride(-1) != 1:  # channels first, and so is y
-        theta, phi, g = theta.transpose(1, 2), phi.transpose(1, 2), g.transpose(1, 2)
-        if small_map:
-            y = torch.bmm(g, torch.bmm(phi.transpose(1, 2), theta).div_(divisor))
-        else:
-            y = torch.bmm(torch.bmm(g, phi.transpose(1, 2)).div_(divisor), theta)
-        return y.transpose(1, 2)
     if small_map:
-        return torch.bmm(torch.bmm(theta, phi.transpose(1, 2)).div_(divisor), g)
-    return torch.bmm(theta, torch.bmm(phi.transpose(1, 2), g).div_(divisor))
+        left, right = torch.bmm(theta, phi.transpose(1, 2)).div_(divisor), g
+    else:
+        left, right = theta, torch.bmm(phi.transpose(1, 2), g).div_(divisor)
+    if theta.stride(-1) == 1:
+        return torch.bmm(left, right)
+    # The same product, stored channels first, as theta is
+    return torch.bmm(right.transpose(1, 2), left.transpose(1, 2)).transpose(1, 2)
 
 
 def concatenation(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
