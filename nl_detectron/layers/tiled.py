@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Elements of the (L, M) matrix that are held at once: few enough for a processor's caches, enough
-# for products at full speed.
-TILE_ELEMENTS = 2**20
-SQUARE_SIDE = 512
+# for products at full speed. Products of fewer rows than TILE_ROWS are slow.
+TILE_ELEMENTS = 2**21
+TILE_ROWS = 512
+SQUARE_SIDE = 768
+CACHE_LINE = 64  # bytes; products are faster into matrices each of whose rows begins with one
 
 
 @torch.jit.unused  # scripted modules do without
@@ -24,9 +26,8 @@ def tiled_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor
     """softmax(scale * theta phi^T) g, some rows of the (L, M) matrix at a time.
 
     For the backward pass, all rows are kept if they take no more memory than the operands, and of
-    sub-sampled keys at least as many as take that of the queries; other rows are computed anew
-    there. Where queries and keys are one tensor of float32 or float64, of which not all rows are
-    kept, every second logit is had by symmetry instead.
+    sub-sampled keys as many as do; other rows are computed anew there. Where queries and keys are
+    one tensor, of which not all rows are kept, every second logit is had by symmetry instead.
 
     Args:
         theta: queries (N, L, D).
@@ -40,12 +41,9 @@ def tiled_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor
     num_queries, num_keys, kept_rows = theta.shape[1], phi.shape[1], 0
     if torch.is_grad_enabled() and (theta.requires_grad or phi.requires_grad or g.requires_grad):
         operands = num_queries * theta.shape[2] + num_keys * (phi.shape[2] + g.shape[2])
-        if num_queries * num_keys <= operands:
-            kept_rows = num_queries
-        elif num_keys < num_queries:
-            kept_rows = min(num_queries, num_queries * theta.shape[2] // num_keys)
-    # In bfloat16, sums that are kept from tile to tile would lose what a single product does not.
-    if theta is phi and kept_rows < num_queries and theta.dtype != torch.bfloat16:
+        if num_keys < num_queries or num_queries * num_keys <= operands:
+            kept_rows = min(num_queries, operands // num_keys)
+    if theta is phi and kept_rows < num_queries:
         return _SymmetricSoftmax.apply(theta, g, scale)[0]
     return _TiledSoftmax.apply(theta, phi, g, scale, kept_rows)[0]
 
@@ -56,12 +54,11 @@ class _TiledSoftmax(torch.autograd.Function):
         theta: Tensor, phi: Tensor, g: Tensor, scale: float, kept_rows: int
     ) -> tuple[Tensor, Tensor]:
         y = _result(theta, g)
-        kept = g.new_empty(theta.shape[0], kept_rows, phi.shape[1])
+        kept = g.new_empty(theta.shape[0], kept_rows, _padded_keys(phi))
         scratch = _scratch(theta, phi)
         for n, rows in _tiles(theta, phi, kept_rows):
-            weights = kept[n, rows] if rows.stop <= kept_rows else scratch[: _length(rows)]
-            _logits(theta[n, rows], phi[n], scale, weights)
-            torch.softmax(weights, -1, out=weights)
+            padded = kept[n, rows] if rows.stop <= kept_rows else scratch[: _length(rows)]
+            weights = _weights(theta[n, rows], phi[n], scale, padded)
             torch.mm(weights, g[n], out=y[n, rows])
         return y, kept
 
@@ -81,18 +78,22 @@ class _TiledSoftmax(torch.autograd.Function):
         # Of plain layout, whatever that of the operands: products run faster into it.
         dtheta = theta.new_empty(theta.shape)
         dphi, dg = phi.new_zeros(phi.shape), torch.zeros_like(g)
-        scratch, gradient = _scratch(theta, phi), _scratch(theta, phi)
+        scratch, gradient = _scratch(theta, phi), _scratch(theta, phi).zero_()
+        num_keys = phi.shape[1]
         for n, rows in _tiles(theta, phi, kept.shape[1]):
             if rows.stop <= kept.shape[1]:
-                weights = kept[n, rows]
+                padded = kept[n, rows]
+                weights = padded[:, :num_keys]
             else:
-                weights = scratch[: _length(rows)]
-                _logits(theta[n, rows], phi[n], ctx.scale, weights)
-                torch.softmax(weights, -1, out=weights)
+                padded = scratch[: _length(rows)]
+                weights = _weights(theta[n, rows], phi[n], ctx.scale, padded)
             dg[n].addmm_(weights.t(), dy[n, rows])
-            dlogits = gradient[: _length(rows)]
+            padded_gradient = gradient[: _length(rows)]
+            dlogits = padded_gradient[:, :num_keys]
             torch.mm(dy[n, rows], g[n].t(), out=dlogits)
-            torch._softmax_backward_data(dlogits, weights, -1, g.dtype, grad_input=dlogits)
+            torch._softmax_backward_data(
+                padded_gradient, padded, -1, g.dtype, grad_input=padded_gradient
+            )
             dlogits *= ctx.scale
             torch.mm(dlogits, phi[n], out=dtheta[n, rows])
             dphi[n].addmm_(dlogits.t(), theta[n, rows])
@@ -108,11 +109,11 @@ class _SymmetricSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, g: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-        y = _result(x, g).zero_()
+        y = _sums(_result(x, g))
         # Of the logits of each row that were seen so far: the largest, and the sum of
         # exp(logit - largest)
         largest = x.new_full((*x.shape[:2], 1), -math.inf)
-        total = x.new_zeros(*x.shape[:2], 1)
+        total = _sums(largest)
         squares = _squares(x)
         for n, i, j in _pairs(x):
             logits, weights = _cut(squares, i, j)
@@ -121,6 +122,8 @@ class _SymmetricSoftmax(torch.autograd.Function):
             if i != j:
                 _accumulate(logits.t(), g[n, i], largest[n, j], total[n, j], y[n, j], weights.t())
         y /= total
+        if y.dtype != g.dtype:
+            y = _result(x, g).copy_(y)
         return y, largest, total
 
     @staticmethod
@@ -137,29 +140,29 @@ class _SymmetricSoftmax(torch.autograd.Function):
             return None, None, None
         x, g, y, largest, total = ctx.saved_tensors
         # Divided here, as the logarithm of a sum would be lost beside a large logit.
-        dy = dy / total
+        dy = (dy / total).to(g.dtype)
         # What the softmax's normalisation takes from the gradient of each row's logits
         mean = (dy * y).sum(2, keepdim=True)
-        dx, dg = x.new_zeros(x.shape), torch.zeros_like(g)
+        dx, dg = _sums(x.new_empty(x.shape)), _sums(g)
         squares = _squares(x)
         for n, i, j in _pairs(x):
             logits, product = _cut(squares, i, j)
             # The product of the forward pass, bit for bit: no logit exceeds the largest one
             _logits(x[n, i], x[n, j], ctx.scale, logits)
             weights = (logits - largest[n, i]).exp_()  # of queries i, keys j
-            dg[n, j].addmm_(weights.t(), dy[n, i])
+            _add_product(dg[n, j], weights.t(), dy[n, i])
             torch.mm(dy[n, i], g[n, j].t(), out=product)
             dlogits = weights.mul_(product.sub_(mean[n, i]))
             if i != j:
                 # those of queries j and keys i, transposed
                 weights = logits.sub_(largest[n, j].t()).exp_()
-                dg[n, i].addmm_(weights, dy[n, j])
+                _add_product(dg[n, i], weights, dy[n, j])
                 torch.mm(g[n, i], dy[n, j].t(), out=product)
                 dlogits.addcmul_(weights, product.sub_(mean[n, j].t()))
             dlogits *= ctx.scale
-            dx[n, i].addmm_(dlogits, x[n, j])
-            dx[n, j].addmm_(dlogits.t(), x[n, i])
-        return dx, dg, None
+            _add_product(dx[n, i], dlogits, x[n, j])
+            _add_product(dx[n, j], dlogits.t(), x[n, i])
+        return dx.to(x.dtype), dg.to(g.dtype), None
 
 
 def _result(theta: Tensor, g: Tensor) -> Tensor:
@@ -176,29 +179,58 @@ def _accumulate(
     new = torch.maximum(largest, logits.amax(1, keepdim=True))
     fade = largest.sub_(new).exp_()
     torch.sub(logits, new, out=weights).exp_()
-    total.mul_(fade).add_(weights.sum(1, keepdim=True))
-    y.mul_(fade).addmm_(weights, g)
+    total.mul_(fade).add_(weights.sum(1, keepdim=True, dtype=total.dtype))
+    _add_product(y.mul_(fade), weights, g)
     largest.copy_(new)
+
+
+def _sums(like: Tensor) -> Tensor:
+    """Zeros to sum up products of many tiles in; in place of bfloat16, of single precision."""
+    if like.dtype == torch.bfloat16:
+        return like.new_zeros(like.shape, dtype=torch.float32)  # of plain layout: faster to add to
+    return torch.zeros_like(like)
+
+
+def _add_product(sums: Tensor, a: Tensor, b: Tensor) -> None:
+    """sums += a b."""
+    if sums.dtype == a.dtype:
+        sums.addmm_(a, b)
+    else:
+        sums.add_(torch.mm(a, b, out=a.new_empty(sums.shape)))
+
+
+def _weights(theta: Tensor, phi: Tensor, scale: float, padded: Tensor) -> Tensor:
+    """Softmax of the logits of some rows, in the memory ``padded``, whose last columns are zero."""
+    weights = padded[:, : phi.shape[0]]
+    _logits(theta, phi, scale, weights)
+    padded[:, phi.shape[0] :] = -math.inf
+    torch.softmax(padded, -1, out=padded)
+    return weights
 
 
 def _squares(x: Tensor) -> Tensor:
     """Memory for two tiles of pairs."""
-    side = min(SQUARE_SIDE, x.shape[1])
-    return x.new_empty(2, side * side)
+    return x.new_empty(2, min(SQUARE_SIDE, x.shape[1]), SQUARE_SIDE)
 
 
 def _cut(squares: Tensor, i: slice, j: slice) -> Tensor:
     """Two (I, J) matrices in that memory."""
-    return squares[:, : _length(i) * _length(j)].unflatten(1, (_length(i), _length(j)))
+    return squares[:, : _length(i), : _length(j)]
 
 
 def _scratch(theta: Tensor, phi: Tensor) -> Tensor:
     """Memory for one tile of rows."""
-    return theta.new_empty(_tile_rows(theta, phi), phi.shape[1])
+    return theta.new_empty(_tile_rows(theta, phi), _padded_keys(phi))
+
+
+def _padded_keys(phi: Tensor) -> int:
+    """M, rounded up to whole cache lines."""
+    line = CACHE_LINE // phi.element_size()
+    return -(-phi.shape[1] // line) * line
 
 
 def _tile_rows(theta: Tensor, phi: Tensor) -> int:
-    return max(1, min(theta.shape[1], TILE_ELEMENTS // phi.shape[1]))
+    return min(theta.shape[1], max(TILE_ROWS, TILE_ELEMENTS // phi.shape[1]))
 
 
 def _tiles(theta: Tensor, phi: Tensor, kept_rows: int) -> Iterator[tuple[int, slice]]:

@@ -16,6 +16,7 @@ BOUNDS = {torch.float64: 1e-14, torch.float32: 5e-6, torch.bfloat16: 5e-2}
 def tiles(request, monkeypatch):
     if request.param == "many tiles":
         monkeypatch.setattr(tiled, "TILE_ELEMENTS", 300)
+        monkeypatch.setattr(tiled, "TILE_ROWS", 1)
         monkeypatch.setattr(tiled, "SQUARE_SIDE", 8)
 
 
