@@ -25,6 +25,7 @@ from .pairwise import (
     sizes_are_symbolic,
     takes_channels_first,
 )
+from .pooling import halve
 
 # The paper's released code draws the embeddings from a Gaussian of this standard deviation.
 EMBEDDING_STD = 0.01
@@ -38,8 +39,8 @@ class NonLocalBlock(CNNBlockBase):
     Children: ``theta``, ``phi`` and ``g``, the 1x1 convolutions C -> D of sec. 3.2 (the Gaussian
     form has only ``g``); ``out``, the 1x1 convolution W_z, D -> C; ``norm`` after it where one is
     asked for. The concatenation form has the vector ``w_f`` (2D,) besides. What sub-samples adds no
-    parameter, so checkpoints fit with and without it. The convolutions' weights are used, as a rule
-    without calling their ``forward``, so hooks on them need not run.
+    parameter, so checkpoints fit with and without it. The convolutions' weights are used without
+    calling their ``forward``, so hooks on them do not run.
     """
 
     def __init__(
@@ -198,9 +199,9 @@ class NonLocalBlock(CNNBlockBase):
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """theta (N, L, D), phi (N, M, D) and g (N, M, D) of x (N, C, *S), as non_local takes them.
 
-        All embeddings are one product, so that training has one gradient of x's size and not three.
-        Only in inference by convolutions, whose scratch memory grows with their result, each has
-        its own.
+        Each embedding is a product of its own, or all are one: in training by convolution, which
+        then has one gradient of x's size and not three, and of a batch of several by matrix
+        products, each of which would copy x.
         """
         if x.dim() != self.dimension + 2:
             raise ValueError(
@@ -210,12 +211,15 @@ class NonLocalBlock(CNNBlockBase):
         by_convolution = not torch.jit.is_scripting() and takes_channels_first(
             self.pairwise, x, self.sub_sample
         )
+        joint = torch.is_grad_enabled() if by_convolution else x.shape[0] != 1
         if self.theta is None or self.phi is None:
             g = self._project(x, self.g.weight, self.g.bias, by_convolution)
             theta = x.to(g.dtype)
             phi = theta
-        elif by_convolution and not torch.is_grad_enabled():
-            theta, phi, g = self.theta(x), self.phi(x), self.g(x)
+        elif not joint:
+            theta = self._project(x, self.theta.weight, self.theta.bias, by_convolution)
+            phi = self._project(x, self.phi.weight, self.phi.bias, by_convolution)
+            g = self._project(x, self.g.weight, self.g.bias, by_convolution)
         else:
             weight = torch.cat([self.theta.weight, self.phi.weight, self.g.weight])
             theta_bias, phi_bias, g_bias = self.theta.bias, self.phi.bias, self.g.bias
@@ -224,7 +228,8 @@ class NonLocalBlock(CNNBlockBase):
             bias = torch.cat([theta_bias, phi_bias, g_bias])
             theta, phi, g = self._project(x, weight, bias, by_convolution).chunk(3, dim=1)
         if self.sub_sample:
-            phi, g = self._max_pool(phi), self._max_pool(g)
+            first_axis = 3 if self.dimension == 3 else 2  # not along time
+            phi, g = halve(phi, first_axis), halve(g, first_axis)
         phi_is_theta = phi is theta  # as one tensor, which the symmetric kernel knows it by
         theta, g = _positions(theta), _positions(g)
         phi = theta if phi_is_theta else _positions(phi)
@@ -254,19 +259,6 @@ class NonLocalBlock(CNNBlockBase):
             return self.g._conv_forward(x, weight, bias)
         embedded = F.linear(x.flatten(2).transpose(1, 2), weight.flatten(1), bias)
         return embedded.transpose(1, 2).unflatten(2, x.shape[2:])
-
-    def _max_pool(self, keys: Tensor) -> Tensor:
-        """Halves keys (N, channels, *S) along the axes of space."""
-        if keys.requires_grad and not sizes_are_symbolic():
-            # Its backward pass is the faster one.
-            if self.dimension == 1:
-                return F.max_pool1d(keys, 2, 2, ceil_mode=True)
-            if self.dimension == 2:
-                return F.max_pool2d(keys, 2, 2, ceil_mode=True)
-            return F.max_pool3d(keys, [1, 2, 2], [1, 2, 2], ceil_mode=True)
-        for axis in range(3 if self.dimension == 3 else 2, keys.dim()):
-            keys = _larger_of_pairs(keys, axis)
-        return keys
 
     def _project_out(self, y: Tensor, x: Tensor) -> Tensor:
         """norm(W_z y), (N, C, *S), of y (N, L, D)."""
@@ -300,16 +292,3 @@ class NonLocalBlock(CNNBlockBase):
 def _positions(x: Tensor) -> Tensor:
     """(N, positions, channels) of x (N, channels, *S), a view where it can be."""
     return x.flatten(2).transpose(1, 2)
-
-
-def _larger_of_pairs(x: Tensor, axis: int) -> Tensor:
-    """The larger of each pair along an axis of x; a last position without one pairs with itself."""
-    size = x.shape[axis]
-    if not sizes_are_symbolic() and size % 2 == 0:
-        pairs = x.unflatten(axis, (size // 2, 2))
-        return torch.maximum(pairs.select(axis + 1, 0), pairs.select(axis + 1, 1))
-    # Unlike pooling, this can be exported for odd and even sizes (of 3 and more) at once.
-    first = torch.arange(0, size, 2, device=x.device)
-    return torch.maximum(
-        x.index_select(axis, first), x.index_select(axis, (first + 1).clamp(max=size - 1))
-    )
