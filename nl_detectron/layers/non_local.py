@@ -199,9 +199,9 @@ class NonLocalBlock(CNNBlockBase):
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """theta (N, L, D), phi (N, M, D) and g (N, M, D) of x (N, C, *S), as non_local takes them.
 
-        Each embedding is a product of its own, or all are one: in training by convolution, which
-        then has one gradient of x's size and not three, and of a batch of several by matrix
-        products, each of which would copy x.
+        Each embedding is a product of its own, or all are one: in training by convolution, for one
+        gradient of x's size and not three; by matrix products where each would copy x, as it does
+        a batch of several and, under autocast, any.
         """
         if x.dim() != self.dimension + 2:
             raise ValueError(
@@ -211,7 +211,10 @@ class NonLocalBlock(CNNBlockBase):
         by_convolution = not torch.jit.is_scripting() and takes_channels_first(
             self.pairwise, x, self.sub_sample
         )
-        joint = torch.is_grad_enabled() if by_convolution else x.shape[0] != 1
+        if by_convolution:
+            joint = torch.is_grad_enabled()
+        else:
+            joint = x.shape[0] != 1 or (not torch.jit.is_scripting() and _is_autocast(x))
         if self.theta is None or self.phi is None:
             g = self._project(x, self.g.weight, self.g.bias, by_convolution)
             theta = x.to(g.dtype)
@@ -287,6 +290,11 @@ class NonLocalBlock(CNNBlockBase):
         if bias is None:
             return torch.bmm(weight, y)
         return torch.baddbmm(bias.unsqueeze(-1), weight, y)
+
+
+@torch.jit.unused
+def _is_autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
 
 
 def _positions(x: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Elements of the (L, M) matrix that are held at once: few enough for a processor's caches, enough
-# for products at full speed. Products of fewer rows than TILE_ROWS are slow.
+# Elements of the (L, M) matrix that are held at once, few enough for a processor's caches; but at
+# least so many rows, as products of fewer are slow.
 TILE_ELEMENTS = 2**21
 TILE_ROWS = 512
-SQUARE_SIDE = 768
+SQUARE_SIDE = 768  # rows and columns, where the matrix is symmetric
 CACHE_LINE = 64  # bytes; products are faster into matrices each of whose rows begins with one
 
 
@@ -78,7 +78,7 @@ class _TiledSoftmax(torch.autograd.Function):
         # Of plain layout, whatever that of the operands: products run faster into it.
         dtheta = theta.new_empty(theta.shape)
         dphi, dg = phi.new_zeros(phi.shape), torch.zeros_like(g)
-        scratch, gradient = _scratch(theta, phi), _scratch(theta, phi).zero_()
+        scratch, gradient = _scratch(theta, phi), _scratch(theta, phi)
         num_keys = phi.shape[1]
         for n, rows in _tiles(theta, phi, kept.shape[1]):
             if rows.stop <= kept.shape[1]:
@@ -91,6 +91,7 @@ class _TiledSoftmax(torch.autograd.Function):
             padded_gradient = gradient[: _length(rows)]
             dlogits = padded_gradient[:, :num_keys]
             torch.mm(dy[n, rows], g[n].t(), out=dlogits)
+            padded_gradient[:, num_keys:] = 0
             torch._softmax_backward_data(
                 padded_gradient, padded, -1, g.dtype, grad_input=padded_gradient
             )
@@ -140,10 +141,14 @@ class _SymmetricSoftmax(torch.autograd.Function):
             return None, None, None
         x, g, y, largest, total = ctx.saved_tensors
         # Divided here, as the logarithm of a sum would be lost beside a large logit.
-        dy = (dy / total).to(g.dtype)
-        # What the softmax's normalisation takes from the gradient of each row's logits
+        dy = dy / total
+        # What the softmax's normalisation takes from the gradient of each row's logits, nearly all
+        # of it where one weight is nearly 1: so it is part of the product, before any rounding,
+        # and what rounding it took follows.
         mean = (dy * y).sum(2, keepdim=True)
-        dx, dg = _sums(x.new_empty(x.shape)), _sums(g)
+        dy, rounded = dy.to(g.dtype), -mean.to(g.dtype)
+        rest = (mean + rounded).to(g.dtype)
+        dx, dg = x.new_zeros(x.shape, dtype=_sum_dtype(x)), _sums(g)
         squares = _squares(x)
         for n, i, j in _pairs(x):
             logits, product = _cut(squares, i, j)
@@ -151,14 +156,14 @@ class _SymmetricSoftmax(torch.autograd.Function):
             _logits(x[n, i], x[n, j], ctx.scale, logits)
             weights = (logits - largest[n, i]).exp_()  # of queries i, keys j
             _add_product(dg[n, j], weights.t(), dy[n, i])
-            torch.mm(dy[n, i], g[n, j].t(), out=product)
-            dlogits = weights.mul_(product.sub_(mean[n, i]))
+            torch.addmm(rounded[n, i], dy[n, i], g[n, j].t(), out=product)
+            dlogits = weights.mul_(product.sub_(rest[n, i]))
             if i != j:
                 # those of queries j and keys i, transposed
                 weights = logits.sub_(largest[n, j].t()).exp_()
                 _add_product(dg[n, i], weights, dy[n, j])
-                torch.mm(g[n, i], dy[n, j].t(), out=product)
-                dlogits.addcmul_(weights, product.sub_(mean[n, j].t()))
+                torch.addmm(rounded[n, j].t(), g[n, i], dy[n, j].t(), out=product)
+                dlogits.addcmul_(weights, product.sub_(rest[n, j].t()))
             dlogits *= ctx.scale
             _add_product(dx[n, i], dlogits, x[n, j])
             _add_product(dx[n, j], dlogits.t(), x[n, i])
@@ -185,10 +190,16 @@ def _accumulate(
 
 
 def _sums(like: Tensor) -> Tensor:
-    """Zeros to sum up products of many tiles in; in place of bfloat16, of single precision."""
-    if like.dtype == torch.bfloat16:
-        return like.new_zeros(like.shape, dtype=torch.float32)  # of plain layout: faster to add to
+    """Zeros to sum up products of many tiles in."""
+    dtype = _sum_dtype(like)
+    if dtype != like.dtype:
+        return like.new_zeros(like.shape, dtype=dtype)  # of plain layout: faster to add to
     return torch.zeros_like(like)
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    """In bfloat16, a sum over tiles would lose what a single product does not."""
+    return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
 
 
 def _add_product(sums: Tensor, a: Tensor, b: Tensor) -> None:

@@ -56,3 +56,23 @@ def test_training_holds_nothing_twice(pairwise, maps):
     gradient = torch.randn_like(x)
     parameters = sum(p.nbytes for p in block.parameters())
     assert peak_memory(lambda: block(x).backward(gradient)) < maps * x.nbytes + parameters
+
+
+def test_autocast_casts_the_input_once():
+    """Channels last, which the embeddings read as one product and not three."""
+    block = NonLocalBlock(256, pairwise="dot_product", sub_sample=False)
+    x = torch.randn(1, 256, HEIGHT, WIDTH).to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    held = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor)
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        block(x)
+    copies = {t.data_ptr() for t in held if t.numel() == x.numel() and t.dtype == torch.bfloat16}
+    assert len(copies) == 1

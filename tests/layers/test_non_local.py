@@ -41,9 +41,14 @@ def test_matches_the_papers_equations(pairwise, sub_sample, dimension, use_scale
 
 @all_pairwise
 @both_sub_sample
-def test_gradients(pairwise, sub_sample):
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients(pairwise, sub_sample, batch, channels_last):
     block = random_block(channels=4, pairwise=pairwise, sub_sample=sub_sample)
-    x = torch.randn(2, 4, 3, 4, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(batch, 4, 3, 4, dtype=torch.float64)
+    if channels_last:  # which has no convolution, but matrix products
+        x = x.to(memory_format=torch.channels_last)
+    x.requires_grad_()
     names, parameters = zip(*block.named_parameters(), strict=True)
 
     def run(x, *parameters):

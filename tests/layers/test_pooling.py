@@ -56,7 +56,9 @@ def test_gradients(channels_last):
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    assert torch.autograd.gradcheck(lambda x: halve(x, 2), x.requires_grad_())
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: halve(x, 2), x)
+    assert torch.autograd.gradgradcheck(lambda x: halve(x, 2), x)
 
 
 @pytest.mark.parametrize("size", [(0, 3, 5, 4), (2, 0, 5, 4)])

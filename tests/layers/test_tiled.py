@@ -99,6 +99,29 @@ def test_is_finite_for_large_activations(tiles, dtype, queries_are_keys):
         assert tensor.isfinite().all()
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2**-20), (torch.bfloat16, 2**-12)])
+def test_saturated_weights_have_no_gradient(tiles, dtype, bound):
+    """Each position sees itself alone, so its logits' gradient is a difference of equal numbers.
+
+    It is taken before these are rounded, in bfloat16 to 2^-9 of their size.
+    """
+    x = (1e3 * torch.randn(1, 400, 64)).to(dtype).requires_grad_()
+    g, dy = torch.randn(2, 1, 400, 8).to(dtype)
+    y = tiled_softmax(x, x, g, 1.0)
+    torch.testing.assert_close(y, g)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    one_term = (dy * g).sum(2).abs().max() * x.abs().max()
+    assert dx.abs().max() <= bound * one_term
+
+
+def test_a_sample_with_nan_leaves_the_others_alone(tiles):
+    theta, phi, g = torch.randn(3, 40, 8), torch.randn(3, 21, 8), torch.randn(3, 21, 4)
+    theta[0, 3] = float("nan")
+    _, *gradients = results(tiled_softmax, theta, phi, g, torch.ones(3, 40, 4), torch.float32)
+    for gradient in gradients:
+        assert gradient[1:].isfinite().all()
+
+
 def test_tiles_and_the_fused_kernel_are_the_same_function():
     theta, phi, g = torch.randn(2, 50, 16), torch.randn(2, 40, 16), torch.randn(2, 40, 8)
     torch.testing.assert_close(
