@@ -142,12 +142,9 @@ class _SymmetricSoftmax(torch.autograd.Function):
         x, g, y, largest, total = ctx.saved_tensors
         # Divided here, as the logarithm of a sum would be lost beside a large logit.
         dy = dy / total
-        # What the softmax's normalisation takes from the gradient of each row's logits, nearly all
-        # of it where one weight is nearly 1: so it is part of the product, before any rounding,
-        # and what rounding it took follows.
+        # What the softmax's normalisation takes from the gradient of each row's logits
         mean = (dy * y).sum(2, keepdim=True)
-        dy, rounded = dy.to(g.dtype), -mean.to(g.dtype)
-        rest = (mean + rounded).to(g.dtype)
+        dy = dy.to(g.dtype)
         dx, dg = x.new_zeros(x.shape, dtype=_sum_dtype(x)), _sums(g)
         squares = _squares(x)
         for n, i, j in _pairs(x):
@@ -156,14 +153,13 @@ class _SymmetricSoftmax(torch.autograd.Function):
             _logits(x[n, i], x[n, j], ctx.scale, logits)
             weights = (logits - largest[n, i]).exp_()  # of queries i, keys j
             _add_product(dg[n, j], weights.t(), dy[n, i])
-            torch.addmm(rounded[n, i], dy[n, i], g[n, j].t(), out=product)
-            dlogits = weights.mul_(product.sub_(rest[n, i]))
+            dlogits = weights.mul_(_product_less(mean[n, i], dy[n, i], g[n, j].t(), product))
             if i != j:
                 # those of queries j and keys i, transposed
                 weights = logits.sub_(largest[n, j].t()).exp_()
                 _add_product(dg[n, i], weights, dy[n, j])
-                torch.addmm(rounded[n, j].t(), g[n, i], dy[n, j].t(), out=product)
-                dlogits.addcmul_(weights, product.sub_(rest[n, j].t()))
+                _product_less(mean[n, j].t(), g[n, i], dy[n, j].t(), product)
+                dlogits.addcmul_(weights, product)
             dlogits *= ctx.scale
             _add_product(dx[n, i], dlogits, x[n, j])
             _add_product(dx[n, j], dlogits.t(), x[n, i])
@@ -208,6 +204,18 @@ def _add_product(sums: Tensor, a: Tensor, b: Tensor) -> None:
         sums.addmm_(a, b)
     else:
         sums.add_(torch.mm(a, b, out=a.new_empty(sums.shape)))
+
+
+def _product_less(mean: Tensor, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """a b - mean, in ``out``.
+
+    In bfloat16 either would be rounded by more than they may differ by. So the mean, which is in
+    single precision there, is subtracted within the product, and its own rounding after it.
+    """
+    if mean.dtype == out.dtype:
+        return torch.mm(a, b, out=out).sub_(mean)
+    rounded = mean.to(out.dtype)
+    return torch.addmm(-rounded, a, b, out=out).sub_((mean - rounded).to(out.dtype))
 
 
 def _weights(theta: Tensor, phi: Tensor, scale: float, padded: Tensor) -> Tensor:
