@@ -260,7 +260,7 @@ class NonLocalBlock(CNNBlockBase):
         """A 1x1 convolution of x (N, C, *S); a matrix product stores its result positions first."""
         if by_convolution:
             return self.g._conv_forward(x, weight, bias)
-        embedded = F.linear(x.flatten(2).transpose(1, 2), weight.flatten(1), bias)
+        embedded = F.linear(_positions(x), weight.flatten(1), bias)
         return embedded.transpose(1, 2).unflatten(2, x.shape[2:])
 
     def _project_out(self, y: Tensor, x: Tensor) -> Tensor:

@@ -49,6 +49,9 @@ def test_an_unpaired_position_has_its_gradient_whole():
     x = torch.tensor([[[1.0, 2.0, 5.0]]], requires_grad=True)
     halve(x, 2).sum().backward()
     assert x.grad.flatten().tolist() == [0.0, 1.0, 1.0]
+    assert torch.equal(max_pool(x.detach()[0], dimension=1), torch.tensor([[2.0, 5.0]]))
+    # In inference
+    assert torch.equal(halve(x.detach(), 2)[0], torch.tensor([[2.0, 5.0]]))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
