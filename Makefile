@@ -9,21 +9,20 @@ STAMP = $(VENV)/.nl_detectron-is-set-up
 
 setup: $(STAMP)
 
-# The snapshot is only for environments in which no Detectron2 can be imported.
-$(STAMP): $(wildcard requirements/*.txt) setup.py pyproject.toml
+# The snapshot is only for environments in which no Detectron2 is installed.
+$(STAMP): $(wildcard requirements/*.txt) setup.py pyproject.toml dev/install_snapshot.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements/base.txt -r requirements/app.txt
 	$(PIP) --no-deps -r requirements/peers.txt
-	$(BIN)/python nl_detectron/_detectron2.py 2>/dev/null || \
-		$(PIP) --no-deps --require-hashes --ignore-requires-python -r requirements/snapshot.txt
+	$(BIN)/python dev/install_snapshot.py
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup
-	$(BIN)/python tools/demo.py
+	$(BIN)/python dev/demo.py
 
 evidence: setup
-	$(BIN)/python tools/far_cue.py --docs docs
+	$(BIN)/python projects/far_cue/run.py --docs projects/far_cue/docs
 
 test: setup
 	$(BIN)/ruff check .

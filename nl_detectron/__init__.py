@@ -1,6 +1,5 @@
 """Non-local Neural Networks for Detectron2. Importing it registers its models and datasets."""
 
-from . import _detectron2 as _  # isort: skip  # first: it makes Detectron2 importable
 from . import data as _  # only registration
 from .config import add_non_local_config
 from .inference import Predictor

@@ -2,7 +2,4 @@
 
 import logging
 
-import detectron2
-
-# The snapshot of Detectron2 logs under a name of its own.
-logger = logging.getLogger(f"{detectron2.__name__}.nl_detectron")
+logger = logging.getLogger("detectron2.nl_detectron")

@@ -4,6 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch import nn
+
 from nl_detectron import NonLocalBlock, model_zoo
 from nl_detectron.analysis import (
     compare,
@@ -14,11 +19,6 @@ from nl_detectron.analysis import (
     describe,
     largest_input,
 )
-
-import pytest
-import torch
-from detectron2.modeling import build_model
-from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 N, C, D, HEIGHT, WIDTH = 2, 32, 16, 9, 14

@@ -3,16 +3,16 @@
 import re
 from pathlib import Path
 
-from nl_detectron import NonLocalBlock, model_zoo
-from nl_detectron.engine import Trainer
-from nl_detectron.model_zoo.table import baseline_of
-
 import pytest
 import torch
 from detectron2 import model_zoo as detectron2_zoo
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+
+from dev.configs_page import baseline_of
+from nl_detectron import NonLocalBlock, model_zoo
+from nl_detectron.engine import Trainer
 
 from .examples import example
 
@@ -190,7 +190,7 @@ def test_trains_a_step_and_predicts(name):
 
 
 def test_the_readme_and_the_zoo_s_page_name_configs_that_exist():
-    for file in ("README.md", "MODEL_ZOO.md"):
+    for file in ("README.md", "CONFIGS.md"):
         text = (ROOT / file).read_text()
         folders = "COCO-|Detectron1-|Misc/|quick_schedules/"
         named = re.findall(rf"(?:configs/|`| )((?:{folders})[\w/-]+\.(?:yaml|py))\b", text)

@@ -7,10 +7,6 @@ import math
 import os
 from pathlib import Path
 
-from nl_detectron import evaluation
-from nl_detectron.benchmark.detections import KINDS, generate, read_predictions
-from nl_detectron.evaluation import COCOEvaluator, evaluate
-
 import detectron2.evaluation
 import numpy as np
 import pytest
@@ -18,6 +14,10 @@ from detectron2.data import MetadataCatalog
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from dev.benchmark.detections import KINDS, generate, read_predictions
+from nl_detectron import evaluation
+from nl_detectron.evaluation import COCOEvaluator, evaluate
 
 REAL = os.environ.get("NL_DETECTRON_COCO_CCBY")  # a folder: see test_real_images.py
 TASKS = {"bbox": "instances", "segm": "instances", "keypoints": "person_keypoints"}

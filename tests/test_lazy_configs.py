@@ -2,9 +2,6 @@
 
 import re
 
-from nl_detectron import model_zoo
-from nl_detectron.engine import Trainer
-
 import pytest
 import torch
 from detectron2 import model_zoo as detectron2_zoo
@@ -15,6 +12,9 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 from torch import nn
+
+from nl_detectron import model_zoo
+from nl_detectron.engine import Trainer
 
 from .examples import example
 

@@ -3,14 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nl_detectron import NonLocalBlock, model_zoo
-from nl_detectron.model_zoo.table import baseline_of, model_zoo_markdown, table_row
-
 import pytest
 import torch
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 from torch import nn
+
+from dev.configs_page import baseline_of, model_zoo_markdown, table_row
+from nl_detectron import NonLocalBlock, model_zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"
@@ -94,9 +94,9 @@ def test_baselines():
 
 
 def written_rows() -> dict[str, list[str]]:
-    """The cells of MODEL_ZOO.md by the configs' names."""
+    """The cells of CONFIGS.md by the configs' names."""
     rows = {}
-    for line in (ROOT / "MODEL_ZOO.md").read_text().splitlines():
+    for line in (ROOT / "CONFIGS.md").read_text().splitlines():
         if match := re.match(r"\| \[.*\]\(configs/(.*?)\)", line):
             rows[match[1]] = [cell.strip() for cell in line.strip("|").split("|")]
     return rows
@@ -119,7 +119,7 @@ def test_the_page_is_what_the_command_prints(name):
 @pytest.mark.slow
 def test_all_of_the_page_but_what_is_counted(monkeypatch):
     """Counting takes seconds a model: with a stand-in for it the page's other text is compared."""
-    monkeypatch.setattr("nl_detectron.model_zoo.table._cost", lambda cfg, costs: (1, 1))
+    monkeypatch.setattr("dev.configs_page._cost", lambda cfg, costs: (1, 1))
 
     def without_figures(text: str) -> list[list[str]]:
         rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
@@ -129,7 +129,7 @@ def test_all_of_the_page_but_what_is_counted(monkeypatch):
             if "---" not in row[-1 if len(row) == 1 else 1]
         ]
 
-    page = (ROOT / "MODEL_ZOO.md").read_text()
+    page = (ROOT / "CONFIGS.md").read_text()
     assert without_figures(model_zoo_markdown()) == without_figures(page)
 
 

@@ -8,10 +8,6 @@ import json
 import os
 from pathlib import Path
 
-from nl_detectron import insert_non_local
-from nl_detectron.engine import Trainer, check_cfg, load_cfg
-from nl_detectron.visualization import read_metrics
-
 import cv2
 import pytest
 import torch
@@ -20,6 +16,10 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor, default_argument_parser
+
+from nl_detectron import insert_non_local
+from nl_detectron.engine import Trainer, check_cfg, load_cfg
+from nl_detectron.visualization import read_metrics
 
 FOLDER = os.environ.get("NL_DETECTRON_COCO_CCBY")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

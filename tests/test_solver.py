@@ -1,9 +1,5 @@
 from functools import partial
 
-from nl_detectron import NonLocalBlock, add_non_local_config, insert_non_local
-from nl_detectron.layers import PAIRWISE_FUNCTIONS
-from nl_detectron.solver import build_optimizer, non_local_lr_factor
-
 import pytest
 import torch
 from detectron2.config import LazyCall, get_cfg, instantiate
@@ -12,6 +8,10 @@ from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.solver import build_lr_scheduler, get_default_optimizer_params
 from detectron2.solver import build_optimizer as detectron2_build_optimizer
 from torch import nn
+
+from nl_detectron import NonLocalBlock, add_non_local_config, insert_non_local
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
+from nl_detectron.solver import build_optimizer, non_local_lr_factor
 
 C = 8
 

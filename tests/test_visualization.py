@@ -1,5 +1,12 @@
 import json
 
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+
 from nl_detectron.data.builtin import register_generated
 from nl_detectron.inference.attention import AttentionMap
 from nl_detectron.visualization import (
@@ -8,13 +15,6 @@ from nl_detectron.visualization import (
     plot_training_curves,
     spotlight,
 )
-
-import cv2
-import numpy as np
-import pytest
-import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, Instances
 
 
 @pytest.fixture

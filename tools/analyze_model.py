@@ -9,10 +9,10 @@ Counted for one image of --size and as many proposals and detections as the conf
 
 import copy
 
+from detectron2.engine import default_argument_parser
+
 from nl_detectron.analysis import SIZE, TASKS, compare, describe
 from nl_detectron.engine import UsageError, build_model_of, usage_errors
-
-from detectron2.engine import default_argument_parser
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ On a machine without CUDA, --num-gpus is the number of CPU processes.
 
 import argparse
 
+from detectron2.engine import default_setup
+
 from nl_detectron.engine import argument_parser, launch, usage_errors
 from nl_detectron.engine.lazy import (
     check_lazy_cfg,
@@ -16,8 +18,6 @@ from nl_detectron.engine.lazy import (
     load_lazy_cfg,
     train,
 )
-
-from detectron2.engine import default_setup
 
 
 def main(args: argparse.Namespace):

@@ -9,6 +9,8 @@ On a machine without CUDA, --num-gpus is the number of CPU processes.
 
 import argparse
 
+from detectron2.engine import default_setup
+
 from nl_detectron.engine import (
     Trainer,
     argument_parser,
@@ -17,8 +19,6 @@ from nl_detectron.engine import (
     load_cfg,
     usage_errors,
 )
-
-from detectron2.engine import default_setup
 
 
 def main(args: argparse.Namespace):

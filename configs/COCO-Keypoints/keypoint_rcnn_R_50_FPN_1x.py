@@ -1,8 +1,8 @@
 """As paper, Table 6, "baseline", with R50, by Detectron2's own parts."""
 
-from nl_detectron.evaluation import COCOEvaluator
-
 from detectron2.model_zoo import get_config
+
+from nl_detectron.evaluation import COCOEvaluator
 
 dataloader = get_config("common/data/coco_keypoint.py").dataloader
 lr_multiplier = get_config("common/coco_schedule.py").lr_multiplier_1x

@@ -32,7 +32,7 @@ SHA256 = {
 }
 ZOO_ADDRESSES = ("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
 # "To check downloaded file integrity, any model on this page contains its md5 prefix in its file
-# name" (Detectron2's MODEL_ZOO.md)
+# name" (Detectron2's CONFIGS.md)
 ZOO_NAME = re.compile(r"model_final_([0-9a-f]{6})\.pkl")
 # torch.hub's convention, which torchvision, timm and OpenMMLab follow: resnet50-19c8e357.pth. Eight
 # digits without a letter are more often a date.

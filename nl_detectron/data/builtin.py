@@ -41,6 +41,7 @@ def register_generated(
         json_file=str(Path(folder, KINDS[kind].json_name)),
         image_root=images,
         evaluator_type="coco",
+        generated=True,  # on first use
         thing_classes=[category["name"] for category in KINDS[kind].categories],
     )
     if "keypoints" in KINDS[kind].categories[0]:
@@ -51,20 +52,26 @@ def register_generated(
         )
 
 
-def register_all(root: str | Path) -> list[str]:
-    """Registers shapes_train, shapes_val, shapes_tiny and the same of the other kinds below root.
+def register_splits(kind: str, root: str | Path | None = None) -> list[str]:
+    """Registers KIND_train (2,000 images), KIND_val (300) and KIND_tiny (8).
+
+    Args:
+        kind: one of `KINDS`.
+        root: the sets are below its `nl_detectron/`; by default it is Detectron2's folder of all
+            datasets.
 
     Returns:
         These names.
     """
+    root = root or Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
     names = []
-    for kind in KINDS:
-        for split, num_images, seed in (("train", 2000, 1), ("val", 300, 2), ("tiny", 8, 3)):
-            name = f"{kind}_{split}"
-            folder = Path(root, "nl_detectron", name)
-            register_generated(name, folder, kind=kind, num_images=num_images, seed=seed)
-            names.append(name)
+    for split, num_images, seed in (("train", 2000, 1), ("val", 300, 2), ("tiny", 8, 3)):
+        name = f"{kind}_{split}"
+        folder = Path(root, "nl_detectron", name)
+        register_generated(name, folder, kind=kind, num_images=num_images, seed=seed)
+        names.append(name)
     return names
 
 
-GENERATED = register_all(Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser())
+for _kind in KINDS:
+    register_splits(_kind)

@@ -39,11 +39,6 @@ Joints = dict[str, np.ndarray]  # points (2,)
 Part = tuple[Texture, Mapping[str, float | tuple[float, float]]]  # radii around joints
 
 LIMBS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")  # the joints of one side
-SKIRT = {  # its corners
-    f"{side}_{end}": np.array((x * out, y))
-    for side, out in (("left", 1), ("right", -1))
-    for end, x, y in (("waist", 0.1, -0.05), ("hem", 0.4, 0.5))
-}
 
 
 def draw_people(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
@@ -65,14 +60,14 @@ def draw_people(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
 
     def draw_figure(number: int, height: float, place: tuple[float, float]) -> Joints:
         front = rng.random() < 0.85
-        joints, parts = _pose(rng, front), _parts(rng, front)
+        joints, parts = random_pose(rng, front), random_parts(rng, front)
         legs, arms = rng.permutation([["left_leg", "left_arm"], ["right_leg", "right_arm"]]).T
         behind = rng.random(2) < 0.25
         lean = np.clip(rng.normal(0, 0.1), -0.25, 0.25)
         hips = rng.uniform((place[0], 0.45), (place[1], 0.62)) * size[::-1]
         order = (*legs, *arms[behind], "torso", "head", *arms[~behind])
         painted = [part for name in order for part in parts[name]]
-        return _paint(canvas, number, joints, painted, height=height, lean=lean, hips=hips)
+        return paint_figure(canvas, number, joints, painted, height=height, lean=lean, hips=hips)
 
     def draw_occluder(number: int) -> None:
         scale = min(size)
@@ -95,52 +90,14 @@ def draw_people(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         draws.insert(rng.integers(len(draws) + 1), draw_occluder)
     placed = enumerate([canvas.place(draw) for draw in draws], start=1)
     instances = [
-        Instance(1, canvas.mask(number), _keypoints(canvas, number, joints, size))
+        Instance(1, canvas.mask(number), figure_keypoints(canvas, number, joints, size))
         for number, joints in placed
         if joints is not None
     ]
     return Scene(canvas.image(), instances)
 
 
-def draw_people_in_skirts(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Draws a figure in a skirt that hides its legs, which sway to the side of its raised arm.
-
-    The other arm is behind its back. Nothing else tells: the figure faces the camera, the skirt is
-    the same for all legs, and so is the box, which head and skirt reach on all sides.
-
-    Args:
-        rng: source of all random choices.
-        size: (H, W) of the image in pixels; the figure's size is relative to the smaller one.
-
-    Returns:
-        The scene with its only instance, as from :func:`draw_people`. Hips, knees and ankles are
-        hidden (visibility 1), and so are one elbow and wrist.
-    """
-    canvas = Canvas(rng, size)
-
-    def draw_figure(number: int) -> Joints:
-        joints, parts = _pose(rng, front=True) | SKIRT, _parts(rng, front=True)
-        raised, other = _sides(rng)
-        for side, out in (("left", 1), ("right", -1)):
-            joints |= _swaying_limbs(rng, side, out, raised=side == raised)
-        parts["skirt"] = [
-            (random_texture(rng, rng.uniform(0.03, 0.06)), dict.fromkeys(SKIRT, 0.02))
-        ]
-        arms, legs = (f"{other}_arm", f"{raised}_arm"), ("left_leg", "right_leg")
-        order = (*legs, arms[0], "torso", "skirt", "head", arms[1])
-        painted = [part for name in order for part in parts[name]]
-        height = rng.uniform(0.82, 0.92) * min(size)
-        low, high = np.array([(0.45, 0.53), (0.45, 0.54)]) * height  # of the box, from the hips
-        hips = rng.uniform(low, np.array(size[::-1]) - high)
-        lean = rng.uniform(-0.02, 0.02)
-        return _paint(canvas, number, joints, painted, height=height, lean=lean, hips=hips)
-
-    joints = canvas.place(draw_figure)
-    figure = Instance(1, canvas.mask(1), _keypoints(canvas, 1, joints, size))
-    return Scene(canvas.image(), [figure])
-
-
-def _paint(
+def paint_figure(
     canvas: Canvas,
     number: int,
     joints: Joints,
@@ -165,7 +122,9 @@ def _paint(
     return {name: joint @ to_image + hips for name, joint in joints.items()}
 
 
-def _keypoints(canvas: Canvas, number: int, joints: Joints, size: tuple[int, int]) -> np.ndarray:
+def figure_keypoints(
+    canvas: Canvas, number: int, joints: Joints, size: tuple[int, int]
+) -> np.ndarray:
     """The keypoints (17, 3) of an object from its joints in the image."""
     keypoints = np.zeros((len(COCO_PERSON_KEYPOINT_NAMES), 3))
     for row, name in zip(keypoints, COCO_PERSON_KEYPOINT_NAMES, strict=True):
@@ -175,7 +134,7 @@ def _keypoints(canvas: Canvas, number: int, joints: Joints, size: tuple[int, int
     return keypoints
 
 
-def _pose(rng: np.random.Generator, front: bool) -> Joints:
+def random_pose(rng: np.random.Generator, front: bool) -> Joints:
     """The joints of a random pose."""
     joints, face_x = {}, rng.uniform(-0.25, 0.25)
     shoulder, hip = (rng.uniform(0.09, 0.12), -0.27), (rng.uniform(0.05, 0.065), 0)
@@ -187,37 +146,23 @@ def _pose(rng: np.random.Generator, front: bool) -> Joints:
         head |= {f"{side}_eye": (0.42 * out + face_x, -0.05), f"{side}_ear": (out, 0)}
         # Angles are from straight down towards the figure's outside.
         arm, thigh = rng.uniform(0, 2.2), rng.uniform(-0.05, 0.45)
-        arms = _chain(shoulder, (0.16, 0.15), (arm, arm + rng.uniform(-0.6, 1)))
-        legs = _chain(hip, (0.22, 0.22), (thigh, thigh + rng.uniform(-0.5, 0.1)))
+        arms = bone_chain(shoulder, (0.16, 0.15), (arm, arm + rng.uniform(-0.6, 1)))
+        legs = bone_chain(hip, (0.22, 0.22), (thigh, thigh + rng.uniform(-0.5, 0.1)))
         for name, point in zip(LIMBS, (*arms, *legs), strict=True):
             joints[f"{side}_{name}"] = point * (out, 1)
     to_body = np.diag((0.08, 0.1)) @ rotation(rng.uniform(-0.25, 0.25))
     return joints | {name: point @ to_body + (0, -0.415) for name, point in head.items()}
 
 
-def _sides(rng: np.random.Generator) -> Sequence[str]:
-    """Left and right in random order."""
-    return rng.permutation(("left", "right")).tolist()
-
-
-def _swaying_limbs(rng: np.random.Generator, side: str, out: int, raised: bool) -> Joints:
-    """An arm that is raised or behind the back, and a leg that sways outwards or inwards."""
-    up = rng.uniform((2.1, 2.2), (2.2, 2.4))
-    upper_arm, forearm = up if raised else (-0.25, -1.2)
-    thigh, shin = rng.uniform((0.25, 0.5), (0.35, 0.6)) * (1 if raised else -1)
-    arm = _chain((0.105, -0.27), (0.16, 0.15), (upper_arm, forearm))
-    leg = _chain((0.06, 0), (0.23, 0.25), (thigh, shin))
-    points = zip(LIMBS, (*arm, *leg), strict=True)
-    return {f"{side}_{name}": point * (out, 1) for name, point in points}
-
-
-def _chain(start: Sequence[float], lengths: Sequence[float], angles: Sequence[float]) -> np.ndarray:
+def bone_chain(
+    start: Sequence[float], lengths: Sequence[float], angles: Sequence[float]
+) -> np.ndarray:
     """The joints (n + 1, 2) of n bones one after the other."""
     steps = np.stack([np.sin(angles), np.cos(angles)], axis=1) * np.reshape(lengths, (-1, 1))
     return np.cumsum([start, *steps], axis=0)
 
 
-def _parts(rng: np.random.Generator, front: bool) -> dict[str, list[Part]]:
+def random_parts(rng: np.random.Generator, front: bool) -> dict[str, list[Part]]:
     """The parts of a figure by limb, in the order of painting, in random clothes."""
     skin = plain(SKIN[0] + rng.random() * (SKIN[1] - SKIN[0]))
     hair, shoe = plain(rng.choice(HAIR)), plain(random_colour(rng))

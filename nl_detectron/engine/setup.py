@@ -17,7 +17,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.utils.file_io import PathManager
 
 from ..config import add_non_local_config, non_local_options
-from ..data.builtin import GENERATED
 from ..errors import UsageError, did_you_mean
 from ..model_zoo import get_config_file
 from ..modeling.backbone import check_placement
@@ -260,7 +259,7 @@ def check_dataset_files(name: str) -> None:
             "register your own with detectron2.data.datasets.register_coco_instances"
         )
     metadata = MetadataCatalog.get(name)
-    if name in GENERATED:
+    if metadata.get("generated"):
         try:
             DatasetCatalog.get(name)  # makes it if it is not there yet
         except (OSError, ValueError) as error:

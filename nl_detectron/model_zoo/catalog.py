@@ -9,10 +9,12 @@ from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
 
+from .. import configs
 from ..checkpoint import NonLocalCheckpointer
 from ..config import add_non_local_config
 
-_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# A folder beside the package in a clone, and inside of it where it is installed
+_CONFIGS = Path(next(iter(configs.__path__))).resolve()
 
 
 def list() -> list[str]:

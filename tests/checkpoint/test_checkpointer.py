@@ -9,9 +9,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
-from nl_detectron.checkpoint.writing import replacing, write_safetensors
-
 import pytest
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
@@ -21,6 +18,9 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone, build_model
 from safetensors import safe_open
 from torch import nn
+
+from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
+from nl_detectron.checkpoint.writing import replacing, write_safetensors
 
 from ..modeling import test_models
 from ..modeling.test_models import assert_same_predictions, make_non_local, settle

@@ -2,10 +2,10 @@
 
 import pickle
 
-from nl_detectron.checkpoint import CheckpointError, read_config
-
 import pytest
 import torch
+
+from nl_detectron.checkpoint import CheckpointError, read_config
 
 
 def test_config_of_a_checkpoint(tmp_path):

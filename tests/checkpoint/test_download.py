@@ -6,13 +6,13 @@ import http.server
 import io
 import threading
 
-from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer
-from nl_detectron.checkpoint.download import SHA256, Digest, check_download, stated_digest
-
 import pytest
 import torch
 from detectron2 import model_zoo
 from torch import nn
+
+from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer
+from nl_detectron.checkpoint.download import SHA256, Digest, check_download, stated_digest
 
 MASK_1X = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x"
 MASK_3X = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl"

@@ -12,12 +12,12 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from nl_detectron.checkpoint import CheckpointError, read_checkpoint
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from nl_detectron.checkpoint import CheckpointError, read_checkpoint
 
 # What pickled arrays call, under the name that it has in this NumPy
 _reconstruct = np.zeros(1).__reduce__()[0]

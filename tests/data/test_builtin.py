@@ -1,13 +1,13 @@
 import importlib
 from pathlib import Path
 
-from nl_detectron.data import SHAPE_CLASSES, builtin
-
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
+
+from nl_detectron.data import SHAPE_CLASSES, builtin
 
 SPLITS = ("train", "val", "tiny")
 ALL_KINDS = (

@@ -4,6 +4,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
+import pytest
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES as NAMES
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
 from nl_detectron.data import (
     KINDS,
     MATCHING_KEY_CLASSES,
@@ -14,13 +21,6 @@ from nl_detectron.data import (
     generate,
 )
 from nl_detectron.data.drawing import MIN_PIXELS, Canvas, plain
-
-import cv2
-import numpy as np
-import pytest
-from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES as NAMES
-from pycocotools import mask as mask_util
-from pycocotools.coco import COCO
 
 SEED, NUM_IMAGES, SIZE = 7, 10, (128, 128)
 # Number of objects in an image, at least and at most

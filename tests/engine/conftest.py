@@ -1,13 +1,13 @@
 import json
 from pathlib import Path
 
-from nl_detectron.data.builtin import register_generated
-from nl_detectron.engine.launch import num_cpu_cores
-
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+
+from nl_detectron.data.builtin import register_generated
+from nl_detectron.engine.launch import num_cpu_cores
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

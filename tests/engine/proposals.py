@@ -7,10 +7,10 @@ So two processes must end with the weights that one process ends with.
 
 import sys
 
-from nl_detectron.engine import Trainer, launch, load_cfg
-
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser, default_setup
+
+from nl_detectron.engine import Trainer, launch, load_cfg
 
 OPTIONS = {
     "MODEL.META_ARCHITECTURE": "ProposalNetwork",

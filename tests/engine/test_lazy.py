@@ -3,14 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nl_detectron.checkpoint import CheckpointError
-from nl_detectron.engine import UsageError, build_model_of, check_lazy_cfg, load_lazy_cfg
-from nl_detectron.engine.lazy import evaluate_weights, train
-
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig
+
+from nl_detectron.checkpoint import CheckpointError
+from nl_detectron.engine import UsageError, build_model_of, check_lazy_cfg, load_lazy_cfg
+from nl_detectron.engine.lazy import evaluate_weights, train
 
 from .conftest import TOOLS, needs_two_cores
 

@@ -1,13 +1,13 @@
 import logging
 import math
 
-from nl_detectron import NonLocalBlock
-from nl_detectron.engine.monitor import NonLocalMonitor, attention_entropy
-
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
 from torch import nn
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.engine.monitor import NonLocalMonitor, attention_entropy
 
 C = 8
 

@@ -1,12 +1,12 @@
 import argparse
 
-from nl_detectron.engine import UsageError, argument_parser, check_cfg, load_cfg, usage_errors
-
 import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
+
+from nl_detectron.engine import UsageError, argument_parser, check_cfg, load_cfg, usage_errors
 
 from .conftest import CONFIGS, needs_two_cores
 

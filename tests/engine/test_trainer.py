@@ -4,10 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
-from nl_detectron.engine import Trainer, build_evaluator, load_cfg
-from nl_detectron.evaluation import COCOEvaluator
-
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
@@ -17,6 +13,10 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     LVISEvaluator,
 )
+
+from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
+from nl_detectron.engine import Trainer, build_evaluator, load_cfg
+from nl_detectron.evaluation import COCOEvaluator
 
 from .conftest import CONFIGS, TOOLS, needs_two_cores
 

@@ -1,7 +1,7 @@
-from nl_detectron import Predictor
-
 import pytest
 import torch
+
+from nl_detectron import Predictor
 
 
 @pytest.fixture(scope="session", params=["shapes", "people"])

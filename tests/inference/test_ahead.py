@@ -1,9 +1,9 @@
 import threading
 import time
 
-from nl_detectron.inference.ahead import ahead
-
 import pytest
+
+from nl_detectron.inference.ahead import ahead
 
 
 def test_in_order_whatever_is_done_first():

@@ -1,11 +1,5 @@
 import math
 
-from nl_detectron import NonLocalBlock, Predictor, add_non_local_config, insert_non_local
-from nl_detectron.engine import UsageError
-from nl_detectron.inference import AttentionMap
-from nl_detectron.inference.attention import DISTRIBUTIONS
-from nl_detectron.visualization import draw_attention, draw_attention_sheet, heat_map
-
 import cv2
 import numpy as np
 import pytest
@@ -15,6 +9,12 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.modeling.backbone import Backbone
+
+from nl_detectron import NonLocalBlock, Predictor, add_non_local_config, insert_non_local
+from nl_detectron.engine import UsageError
+from nl_detectron.inference import AttentionMap
+from nl_detectron.inference.attention import DISTRIBUTIONS
+from nl_detectron.visualization import draw_attention, draw_attention_sheet, heat_map
 
 STRIDE = 8
 

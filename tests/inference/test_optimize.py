@@ -2,10 +2,6 @@
 
 import copy
 
-from nl_detectron import NonLocalBlock, Predictor, add_non_local_config
-from nl_detectron.inference import optimize_for_inference
-from nl_detectron.inference.optimize import InferenceConv2d, InferenceROIAlign
-
 import cv2
 import numpy as np
 import pytest
@@ -16,6 +12,10 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d, ROIAlign, get_norm
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
+
+from nl_detectron import NonLocalBlock, Predictor, add_non_local_config
+from nl_detectron.inference import optimize_for_inference
+from nl_detectron.inference.optimize import InferenceConv2d, InferenceROIAlign
 
 SIZES = [(64, 64), (97, 131), (33, 160)]  # of images, most of them odd
 

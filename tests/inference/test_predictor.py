@@ -2,10 +2,6 @@ import copy
 import shutil
 import sys
 
-from nl_detectron import Predictor
-from nl_detectron.engine import UsageError
-from nl_detectron.inference.predictor import resolve_device
-
 import cv2
 import numpy as np
 import pytest
@@ -13,6 +9,10 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from pycocotools import mask as mask_util
+
+from nl_detectron import Predictor
+from nl_detectron.engine import UsageError
+from nl_detectron.inference.predictor import resolve_device
 
 
 def test_gives_what_detectron2_predicts(predictor, weights, picture):

@@ -4,17 +4,17 @@ import sys
 import weakref
 from pathlib import Path
 
-from nl_detectron import Predictor
-from nl_detectron.engine import UsageError
-from nl_detectron.inference import find_inputs, predict_files
-from nl_detectron.inference.run import RESULTS_FILE, image_ids
-from nl_detectron.inference.video import Tracker, VideoReader, VideoWriter
-
 import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+
+from nl_detectron import Predictor
+from nl_detectron.engine import UsageError
+from nl_detectron.inference import find_inputs, predict_files
+from nl_detectron.inference.run import RESULTS_FILE, image_ids
+from nl_detectron.inference.video import Tracker, VideoReader, VideoWriter
 
 SIZE = (97, 129)  # odd on purpose: the last row and column are lost in a video
 

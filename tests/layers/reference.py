@@ -3,10 +3,10 @@
 import itertools
 import math
 
-from nl_detectron import NonLocalBlock
-
 import torch
 from torch import Tensor
+
+from nl_detectron import NonLocalBlock
 
 
 def max_pool(x: Tensor, *, dimension: int) -> Tensor:

@@ -1,10 +1,10 @@
 """Equal outputs with mmcv's NonLocal2d, the block that people use today."""
 
-from nl_detectron import NonLocalBlock
-from nl_detectron.layers import PAIRWISE_FUNCTIONS
-
 import pytest
 import torch
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
 
 mmcv_non_local = pytest.importorskip("mmcv.cnn.bricks.non_local", reason="needs mmcv-lite")
 

@@ -6,12 +6,12 @@ block gives back can be held: the tests choose weights for which that is so, as 
 
 import copy
 
-from nl_detectron import NonLocalBlock
-from nl_detectron.layers import PAIRWISE_FUNCTIONS
-
 import pytest
 import torch
 from torch import Tensor, nn
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
 
 CHANNELS = 64
 MAGNITUDE = 1e3

@@ -2,17 +2,17 @@
 
 import copy
 
-from nl_detectron import NonLocalBlock, add_non_local_config
-from nl_detectron.benchmark.measure import held_memory
-from nl_detectron.layers import PAIRWISE_FUNCTIONS
-from nl_detectron.modeling import non_local_resnet
-
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone import BasicStem, ResNet
+
+from dev.benchmark.measure import held_memory
+from nl_detectron import NonLocalBlock, add_non_local_config
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
+from nl_detectron.modeling import non_local_resnet
 
 all_pairwise = pytest.mark.parametrize("pairwise", PAIRWISE_FUNCTIONS)
 

@@ -1,11 +1,11 @@
 """No kernel may hold the matrix of all pairs of positions."""
 
-from nl_detectron import NonLocalBlock
-from nl_detectron.benchmark.measure import peak_memory
-from nl_detectron.layers import PAIRWISE_FUNCTIONS
-
 import pytest
 import torch
+
+from dev.benchmark.measure import peak_memory
+from nl_detectron import NonLocalBlock
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
 
 HEIGHT, WIDTH, CHANNELS = 50, 84, 64
 NUM_POSITIONS = HEIGHT * WIDTH

@@ -1,14 +1,14 @@
 import copy
 import itertools
 
-from nl_detectron import NonLocalBlock
-from nl_detectron.layers import PAIRWISE_FUNCTIONS, pairwise
-from nl_detectron.layers.pairwise import non_local
-
 import pytest
 import torch
 from torch import nn
 from torch.export import Dim, export
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.layers import PAIRWISE_FUNCTIONS, pairwise
+from nl_detectron.layers.pairwise import non_local
 
 from .reference import non_local_block
 

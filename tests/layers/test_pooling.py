@@ -1,10 +1,10 @@
 """Maxima of pairs are max pooling, in values and gradients."""
 
-from nl_detectron.layers.pooling import halve
-
 import pytest
 import torch
 import torch.nn.functional as F
+
+from nl_detectron.layers.pooling import halve
 
 from .reference import max_pool
 

@@ -1,12 +1,12 @@
 """Tiles of the softmax equal the whole of it, in values and gradients, wherever they are cut."""
 
-from nl_detectron.layers import pairwise, tiled
-from nl_detectron.layers.pairwise import fused_softmax, softmax
-from nl_detectron.layers.tiled import tiled_softmax
-
 import pytest
 import torch
 from torch import Tensor
+
+from nl_detectron.layers import pairwise, tiled
+from nl_detectron.layers.pairwise import fused_softmax, softmax
+from nl_detectron.layers.tiled import tiled_softmax
 
 # Largest error of outputs and gradients, relative to the largest value, of operands of variance 1
 BOUNDS = {torch.float64: 1e-14, torch.float32: 5e-6, torch.bfloat16: 5e-2}

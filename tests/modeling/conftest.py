@@ -1,7 +1,7 @@
-from nl_detectron import add_non_local_config
-
 import pytest
 from detectron2.config import CfgNode, get_cfg
+
+from nl_detectron import add_non_local_config
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """Anchors equal to torchvision's."""
 
-from nl_detectron.modeling import RoundedAnchorGenerator
-
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+
+from nl_detectron.modeling import RoundedAnchorGenerator
 
 
 def test_equals_torchvision():

@@ -1,9 +1,9 @@
-from nl_detectron import NonLocalBlock
-from nl_detectron.modeling.backbone import BLOCKS_PER_STAGE
-
 import pytest
 import torch
 from detectron2.modeling import build_backbone
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.modeling.backbone import BLOCKS_PER_STAGE
 
 
 def blocks_of(backbone) -> list[str]:

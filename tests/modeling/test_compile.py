@@ -1,12 +1,12 @@
 """torch.compile takes the blocks, and a backbone with them, as one graph: nothing breaks it."""
 
-from nl_detectron import NonLocalBlock
-from nl_detectron.layers import PAIRWISE_FUNCTIONS
-
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
 
 # Records and differentiates the graph, but needs no compiler
 BACKEND = "aot_eager"

@@ -1,13 +1,13 @@
 import copy
 
-from nl_detectron import NonLocalBlock, insert_non_local
-from nl_detectron.modeling.insertion import resolve_placement
-
 import detectron2.export.torchscript  # noqa: F401  # makes Detectron2's ResNet scriptable
 import pytest
 import torch
 from detectron2.modeling import build_backbone
 from torch import nn
+
+from nl_detectron import NonLocalBlock, insert_non_local
+from nl_detectron.modeling.insertion import resolve_placement
 
 R50 = {"res2": 3, "res3": 4, "res4": 6, "res5": 3}
 

@@ -1,10 +1,10 @@
-from nl_detectron import NonLocalBlock, NonLocalKeypointHead
-
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import build_keypoint_head
+
+from nl_detectron import NonLocalBlock, NonLocalKeypointHead
 
 SHAPE = ShapeSpec(channels=8, height=14, width=14)
 

@@ -2,8 +2,6 @@
 
 import pickle
 
-from nl_detectron import NonLocalBlock, add_non_local_config, insert_non_local
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +12,8 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
+
+from nl_detectron import NonLocalBlock, add_non_local_config, insert_non_local
 
 from ..examples import example
 

@@ -3,13 +3,13 @@ import io
 import json
 import math
 
-from nl_detectron.data import generate
-from nl_detectron.report.evaluation import evaluate
-
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from nl_detectron.data import generate
+from nl_detectron.report.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,6 @@ import re
 import shutil
 from pathlib import Path
 
-from nl_detectron import NonLocalBlock, add_non_local_config
-from nl_detectron.data.builtin import register_generated
-from nl_detectron.engine import UsageError
-from nl_detectron.report import find_chromium, screenshot, write_report
-
 import cv2
 import numpy as np
 import pytest
@@ -15,6 +10,11 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+
+from nl_detectron import NonLocalBlock, add_non_local_config
+from nl_detectron.data.builtin import register_generated
+from nl_detectron.engine import UsageError
+from nl_detectron.report import find_chromium, screenshot, write_report
 
 from .test_evaluation import results_of, truth  # noqa: F401
 

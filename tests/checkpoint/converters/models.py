@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from nl_detectron import add_non_local_config
-from nl_detectron.checkpoint import NonLocalCheckpointer
-
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone
 from torch import nn
+
+from nl_detectron import add_non_local_config
+from nl_detectron.checkpoint import NonLocalCheckpointer
 
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 KEYPOINT = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"

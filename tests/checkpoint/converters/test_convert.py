@@ -4,14 +4,14 @@ import sys
 from collections import OrderedDict
 from pathlib import Path
 
-from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
-from nl_detectron.checkpoint.converters import convert_file
-
 import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import nn
+
+from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
+from nl_detectron.checkpoint.converters import convert_file
 
 from .models import base_cfg
 

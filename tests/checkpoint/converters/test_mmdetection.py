@@ -1,15 +1,15 @@
 """Blocks of mmcv and a Mask R-CNN of mmdetection, converted, compute what they computed there."""
 
-from nl_detectron import NonLocalBlock
-from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer
-from nl_detectron.checkpoint.converters import convert_block, convert_file, convert_mask_rcnn
-from nl_detectron.layers import PAIRWISE_FUNCTIONS
-
 import pytest
 import torch
 import torchvision
 from detectron2.modeling import build_model
 from torch import nn
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer
+from nl_detectron.checkpoint.converters import convert_block, convert_file, convert_mask_rcnn
+from nl_detectron.layers import PAIRWISE_FUNCTIONS
 
 from .models import MASK, base_cfg, merged, randomize, stages
 

@@ -1,12 +1,12 @@
 """ResNets of torchvision and timm, converted, compute what they computed there."""
 
-from nl_detectron.checkpoint import CheckpointError
-from nl_detectron.checkpoint.converters import convert_file, convert_resnet
-
 import pytest
 import torch
 import torchvision
 from detectron2.modeling import build_backbone
+
+from nl_detectron.checkpoint import CheckpointError
+from nl_detectron.checkpoint.converters import convert_file, convert_resnet
 
 from .models import assert_same_features, base_cfg, load_backbone, merged, randomize, stages
 

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
-from nl_detectron.checkpoint.converters import convert_file, convert_rcnn
-
 import pytest
 import torch
 import torchvision
@@ -12,6 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
+
+from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
+from nl_detectron.checkpoint.converters import convert_file, convert_rcnn
 
 from .models import KEYPOINT, MASK, base_cfg, randomize
 

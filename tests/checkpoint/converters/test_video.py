@@ -2,15 +2,15 @@
 
 import pickle
 
-from nl_detectron import NonLocalBlock
-from nl_detectron.checkpoint import CheckpointError
-from nl_detectron.checkpoint.converters import convert_file, convert_video_blocks
-
 import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.checkpoint import CheckpointError
+from nl_detectron.checkpoint.converters import convert_file, convert_video_blocks
 
 from .models import load_backbone, randomize
 

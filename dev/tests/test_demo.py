@@ -1,0 +1,85 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from dev.demo import format_results, read_results, run_demo
+from nl_detectron.engine import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_results_are_those_of_the_last_evaluation(tmp_path):
+    records = [
+        {"iteration": 9, "bbox/AP": 1.0, "bbox/APl": 2.0, "total_loss": 3.0},
+        {"iteration": 19, "bbox/AP": 4.0, "bbox/APl": math.nan, "keypoints/AP50": 5.0},
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, records)))
+    results = read_results(tmp_path / "metrics.json")
+    assert results == {"bbox": {"AP": 4.0, "APl": None}, "keypoints": {"AP50": 5.0}}
+    table = format_results({"people": results}).splitlines()
+    assert table[0].split() == ["model", "task", "AP", "AP50", "AP75"]
+    assert [line.split() for line in table[2:]] == [
+        ["people", "bbox", "4.0", "-", "-"],
+        ["people", "keypoints", "-", "5.0", "-"],
+    ]
+
+
+def test_a_training_that_fails_is_reported_and_ends_the_others(tmp_path, monkeypatch):
+    script = tmp_path / "train_net.py"
+    script.write_text(
+        "import os, pathlib, sys, time\n"
+        "folder = pathlib.Path(sys.argv[-1])\n"
+        "pid = folder.parent / 'endless' / 'pid'\n"
+        "if folder.name == 'endless':\n"
+        "    pid.write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "while not (pid.exists() and pid.read_text()):\n"
+        "    time.sleep(0.05)\n"
+        "raise SystemExit('so and so')\n"
+    )
+    monkeypatch.setattr("dev.demo.check_cfg", lambda cfg, args: None)
+    for name in ("shapes", "endless"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text("of an earlier run")
+    config = "quick_schedules/mask_rcnn_shapes_nl.yaml"
+    with pytest.raises(UsageError, match="training failed for shapes; see .*console.txt"):
+        run_demo(script, {"shapes": config, "endless": config}, tmp_path)
+    assert "so and so" in (tmp_path / "shapes/console.txt").read_text()
+    assert not (tmp_path / "shapes/metrics.json").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "endless/pid").read_text()), 0)
+
+
+@pytest.mark.slow
+def test_the_whole_demo(tmp_path, generated_sets):
+    """With two iterations in place of hundreds."""
+    command = [sys.executable, str(ROOT / "dev/demo.py"), "--output", str(tmp_path / "demo")]
+    opts = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"]
+    result = subprocess.run(
+        [*command, *opts], env=generated_sets, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    assert "metrics.json" in result.stdout and "keypoints" in result.stdout
+    results = json.loads((tmp_path / "demo/metrics.json").read_text())
+    assert {name: set(tasks) for name, tasks in results.items()} == {
+        "shapes": {"bbox", "segm"},
+        "people": {"bbox", "segm", "keypoints"},
+    }
+    # A model that has learned nothing is seen to know nothing.
+    for tasks in results.values():
+        for figures in tasks.values():
+            assert (figures["AP"] or 0) < 1
+    assert cv2.imread(str(tmp_path / "demo/predictions.jpg")) is not None
+    for name in results:
+        folder = tmp_path / "demo" / name
+        assert cv2.imread(str(folder / "curves.png")) is not None
+        assert cv2.imread(str(folder / "attention.jpg")) is not None
+        assert "Attention" in (folder / "report.html").read_text()
+        assert len(list((folder / "predictions").glob("*.png"))) == 16
+        assert (folder / "model_final.pth").exists() and (folder / "log.txt").exists()

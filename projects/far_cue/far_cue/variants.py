@@ -1,0 +1,229 @@
+"""The models that are compared, and the controls among them that are no choice of the config."""
+
+from dataclasses import dataclass, field
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
+from detectron2.modeling.backbone import ResNet, build_resnet_backbone
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from torch import nn
+
+from nl_detectron.data import MATCHING_KEY_CLASSES, ONE_KEY_CLASSES
+from nl_detectron.layers import NonLocalBlock
+from nl_detectron.model_zoo import get_config
+from nl_detectron.modeling.backbone import build_non_local_resnet_backbone
+from nl_detectron.modeling.insertion import insert_after
+from nl_detectron.modeling.keypoint_head import NonLocalKeypointHead
+
+from .measures import JOINTS, TARGETS, Measure
+
+CONFIG = "quick_schedules/Base-Far-Cue.yaml"
+KEYPOINT_CONFIG = "quick_schedules/Base-People-In-Skirts.yaml"
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """A task: its title, its number of classes, the datasets, and how all models train on it.
+
+    ``options`` and what is special to a variant change ``config``; ``measure`` is what counts.
+    ``seeds`` were used in choosing no setting of the task.
+    """
+
+    title: str
+    num_classes: int
+    train: tuple[str, ...]
+    test: str
+    iterations: int
+    options: dict[str, object] = field(default_factory=dict)
+    config: str = CONFIG
+    measure: Measure = TARGETS
+    seeds: tuple[int, ...] = (501, 502, 503, 504, 505)
+
+
+DIFFICULTIES = {
+    "one_key": Difficulty(
+        "One key", len(ONE_KEY_CLASSES), ("far_cue_one_key_train",), "far_cue_one_key_val", 400
+    ),
+    # Half of the training images have a single key, from which it is learned what keys are for.
+    "matching_key": Difficulty(
+        "Matching key",
+        len(MATCHING_KEY_CLASSES),
+        ("far_cue_lone_key_train", "far_cue_matching_key_train"),
+        "far_cue_matching_key_val",
+        900,
+        # Its targets have eight classes: more samples of them
+        {
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+            "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.75,
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,
+            "SOLVER.CLIP_GRADIENTS.ENABLED": False,
+        },
+    ),
+    "hidden_legs": Difficulty(
+        "Hidden legs",
+        1,
+        ("people_in_skirts_train",),
+        "people_in_skirts_val",
+        700,
+        config=KEYPOINT_CONFIG,
+        measure=JOINTS,
+        seeds=(502, 503, 504, 505, 506),
+    ),
+}
+
+# The bottleneck channels with which a residual block has at least the parameters and FLOPs of any
+# one non-local block at its place in the model of CONFIG
+DEEPER_CHANNELS = 56
+# The same of the keypoint head's convolutions and the four blocks between them
+WIDER_CHANNELS = 40
+
+
+@BACKBONE_REGISTRY.register()
+def build_uniform_attention_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """A control: each position draws on all equally, as all logits of the softmax are zero."""
+    return _with_uniform_attention(build_non_local_resnet_backbone(cfg, input_shape))
+
+
+@ROI_KEYPOINT_HEAD_REGISTRY.register()
+def build_uniform_attention_keypoint_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
+    """The same control in the keypoint head."""
+    return _with_uniform_attention(NonLocalKeypointHead(cfg, input_shape))
+
+
+def _with_uniform_attention(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, NonLocalBlock):
+            module.scale = 0.0
+    return model
+
+
+@BACKBONE_REGISTRY.register()
+def build_deeper_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """A control: one more residual block of Detectron2's right before the last one of res4."""
+    resnet = build_resnet_backbone(cfg, input_shape)
+    channels = resnet.output_shape()["res4"].channels
+    block = BottleneckBlock(
+        channels,
+        channels,
+        bottleneck_channels=DEEPER_CHANNELS,
+        stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+        norm=cfg.MODEL.RESNETS.NORM,
+    )
+    insert_after(resnet.res4, "4", "4_deeper", block)
+    return resnet
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model: its title in tables, what it changes in the config, and the tasks it is tried on."""
+
+    title: str
+    options: dict[str, object] = field(default_factory=dict)
+    difficulties: tuple[str, ...] = ("one_key",)
+
+
+def _backbone(name: str) -> dict[str, object]:
+    return {"MODEL.BACKBONE.NAME": f"build_{name}_backbone"}
+
+
+def _non_local(pairwise: str, **options: object) -> dict[str, object]:
+    """One block that is trained as README.md says, in the same way for each pairwise function."""
+    return {
+        **_backbone("non_local_resnet"),
+        "MODEL.NON_LOCAL.PAIRWISE": pairwise,
+        "MODEL.NON_LOCAL.INIT": "similarity",
+        "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 0.1,
+        **{f"MODEL.NON_LOCAL.{key}": value for key, value in options.items()},
+    }
+
+
+def _in_head(head: str) -> dict[str, object]:
+    """Embedded Gaussian blocks in the keypoint head, trained so, and none in the backbone."""
+    return {**EMBEDDED, **_backbone("resnet"), "MODEL.ROI_KEYPOINT_HEAD.NAME": head}
+
+
+RELEASED = {"MODEL.NON_LOCAL.INIT": "normal"}
+ONE_RATE = {"SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 1.0}
+MASKS = {"MODEL.MASK_ON": True}
+EMBEDDED = _non_local("embedded_gaussian")
+CONCATENATION = _non_local("concatenation")
+LEGS = ("hidden_legs",)
+BOTH = ("one_key", "matching_key")
+VARIANTS = {
+    "plain": Variant("plain", difficulties=tuple(DIFFICULTIES)),
+    "deeper": Variant("plain, one residual block deeper", _backbone("deeper_resnet")),
+    "uniform": Variant(
+        "uniform attention", {**EMBEDDED, **_backbone("uniform_attention_resnet")}, BOTH
+    ),
+    "embedded_gaussian": Variant("embedded Gaussian", EMBEDDED, BOTH),
+    "dot_product": Variant("dot product", _non_local("dot_product")),
+    "gaussian": Variant("Gaussian", _non_local("gaussian")),
+    "concatenation": Variant("concatenation", CONCATENATION),
+    "embedded_gaussian_full": Variant(
+        "embedded Gaussian, not sub-sampled", _non_local("embedded_gaussian", SUB_SAMPLE=False)
+    ),
+    "two_blocks": Variant(
+        "embedded Gaussian, 2 blocks",
+        _non_local("embedded_gaussian", AFTER=["res4.2", "res4.4"]),
+    ),
+    "plain_masks": Variant("plain, masks on", MASKS),
+    "embedded_gaussian_masks": Variant("embedded Gaussian, masks on", {**EMBEDDED, **MASKS}),
+    "embedded_gaussian_one_rate": Variant(
+        "embedded Gaussian, one learning rate", {**EMBEDDED, **ONE_RATE}
+    ),
+    "embedded_gaussian_released": Variant(
+        "embedded Gaussian, released init", {**EMBEDDED, **RELEASED}
+    ),
+    "embedded_gaussian_neither": Variant(
+        "embedded Gaussian, released init, one learning rate",
+        {**EMBEDDED, **RELEASED, **ONE_RATE},
+    ),
+    "concatenation_released": Variant(
+        "concatenation, released init", {**CONCATENATION, **RELEASED}
+    ),
+    "wider_head": Variant(
+        "plain, wider head", {"MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [WIDER_CHANNELS] * 4}, LEGS
+    ),
+    "uniform_head": Variant(
+        "4 blocks, uniform attention",
+        _in_head("build_uniform_attention_keypoint_head"),
+        LEGS,
+    ),
+    "embedded_gaussian_head": Variant(
+        "4 blocks, embedded Gaussian", _in_head("NonLocalKeypointHead"), LEGS
+    ),
+}
+
+
+def variants_of(difficulty: str) -> list[str]:
+    """The variants that are tried on a task, in the order of :data:`VARIANTS`."""
+    return [name for name, variant in VARIANTS.items() if difficulty in variant.difficulties]
+
+
+def options(variant: str, difficulty: str, seed: int) -> dict[str, object]:
+    """What a run sets on top of its task's config, as KEY: value.
+
+    Args:
+        variant: one of :data:`VARIANTS`.
+        difficulty: one of :data:`DIFFICULTIES`.
+    """
+    task = DIFFICULTIES[difficulty]
+    return {
+        "MODEL.DEVICE": "cpu",
+        "DATASETS.TRAIN": task.train,
+        "DATASETS.TEST": (task.test,),
+        "MODEL.ROI_HEADS.NUM_CLASSES": task.num_classes,
+        "SOLVER.MAX_ITER": task.iterations,
+        "SEED": seed,
+        **task.options,
+        **VARIANTS[variant].options,
+    }
+
+
+def build_cfg(variant: str, difficulty: str, seed: int) -> CfgNode:
+    """The config of a run on the CPU, without its ``OUTPUT_DIR``; see :func:`options`."""
+    cfg = get_config(DIFFICULTIES[difficulty].config)
+    pairs = options(variant, difficulty, seed).items()
+    cfg.merge_from_list([item for pair in pairs for item in pair])
+    return cfg

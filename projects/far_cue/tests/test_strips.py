@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+
+from far_cue.strips import (
+    BLACK,
+    CUES,
+    FAR_CUE_SIZE,
+    GREEN,
+    KEY_ZONE,
+    RED,
+    TARGET_ZONE,
+    WHITE,
+)
+from nl_detectron.data import (
+    MATCHING_KEY_CLASSES,
+    ONE_KEY_CLASSES,
+    draw_lone_key,
+    draw_matching_key,
+    draw_one_key,
+)
+
+NUM_IMAGES = 120
+DRAW = {"one_key": draw_one_key, "lone_key": draw_lone_key, "matching_key": draw_matching_key}
+COLOURS = list(CUES.values())
+
+
+def columns(instance) -> tuple[int, int]:
+    x = np.nonzero(instance.mask.any(axis=0))[0]
+    return x.min(), x.max()
+
+
+def nearest(colour, colours) -> int:
+    """The index of the colour, of several in BGR, that is most like this one."""
+    return int(np.argmin([np.linalg.norm(colour - np.array(c)) for c in colours]))
+
+
+def core(scene, key) -> int:
+    """The index in CUES of the colour in a key's middle."""
+    y, x = (round(np.mean(axis)) for axis in np.nonzero(key.mask))
+    return nearest(scene.image[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1)), COLOURS)
+
+
+def rim(scene, key, colours) -> int:
+    """The index of the colour at a key's left border."""
+    y, x = np.nonzero(key.mask)
+    return nearest(scene.image[round(y.mean()), x.min() + 2 : x.min() + 4].mean(axis=0), colours)
+
+
+def scenes(difficulty, size=FAR_CUE_SIZE):
+    names = ONE_KEY_CLASSES if difficulty == "one_key" else MATCHING_KEY_CLASSES
+    num_key_classes = sum(name.startswith("key") for name in names)
+    for i in range(NUM_IMAGES):
+        scene = DRAW[difficulty](np.random.default_rng([11, i]), size)
+        keys = [x for x in scene.instances if x.category_id <= num_key_classes]
+        yield scene, keys, [x for x in scene.instances if x.category_id > num_key_classes]
+
+
+@pytest.mark.parametrize("size", [FAR_CUE_SIZE, (97, 410)])
+@pytest.mark.parametrize("difficulty", DRAW)
+def test_keys_and_targets_are_at_opposite_ends(difficulty, size):
+    mirrored = 0
+    for _, keys, targets in scenes(difficulty, size):
+        start = columns(keys[0])[0] < size[1] / 2
+        mirrored += not start
+        for instances, zone, at_start in (
+            (keys, KEY_ZONE, start),
+            (targets, TARGET_ZONE, not start),
+        ):
+            for instance in instances:
+                low, high = columns(instance)
+                assert high < zone if at_start else low >= size[1] - zone
+    assert 0.35 < mirrored / NUM_IMAGES < 0.65
+
+
+def test_one_key_tells_the_class_of_all_targets():
+    answers = []
+    for scene, keys, targets in scenes("one_key"):
+        [key] = keys
+        assert rim(scene, key, (RED, GREEN)) == key.category_id - 1
+        assert 2 <= len(targets) <= 4
+        assert {target.category_id for target in targets} == {key.category_id + 2}
+        for target in targets:
+            assert np.ptp(scene.image[target.mask].mean(axis=0)) < 12  # white or grey
+        answers.append(key.category_id)
+    assert 0.35 < np.mean(np.array(answers) == 1) < 0.65
+
+
+@pytest.mark.parametrize("difficulty", ["lone_key", "matching_key"])
+def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(difficulty):
+    told, cues, uppers = [], [], []
+    for scene, keys, targets in scenes(difficulty):
+        answers = {}
+        for key in keys:
+            cue, answer = core(scene, key), rim(scene, key, (WHITE, BLACK))
+            expected = f"key_{list(CUES)[cue]}_{'ab'[answer]}"
+            assert MATCHING_KEY_CLASSES[key.category_id - 1] == expected
+            answers[cue] = answer
+        assert len(answers) == len(keys)
+        if difficulty == "matching_key":
+            assert sorted(answers.values()) == [0, 0, 1, 1]  # their average is always the same
+            upper = [key for key in keys if key.mask[: len(key.mask) // 2].any()]
+            uppers += [answers[core(scene, key)] for key in upper]
+        assert 2 <= len(targets) <= 4
+        for target in targets:
+            cue = nearest(scene.image[target.mask].mean(axis=0), COLOURS)
+            expected = f"target_{list(CUES)[cue]}_{'ab'[answers[cue]]}"
+            assert MATCHING_KEY_CLASSES[target.category_id - 1] == expected
+            told.append(answers[cue])
+            cues.append((cue, answers[cue]))
+    # Neither a colour nor a place gives the answer away.
+    assert 0.4 < np.mean(told) < 0.6
+    if uppers:
+        assert 0.4 < np.mean(uppers) < 0.6
+    counts = np.array([[cues.count((cue, answer)) for answer in (0, 1)] for cue in range(4)])
+    assert (counts / counts.sum(axis=1, keepdims=True)).min() > 0.3
+
+
+@pytest.mark.parametrize("difficulty", DRAW)
+def test_nothing_is_hidden(difficulty):
+    for _, keys, targets in scenes(difficulty):
+        for instance in keys + targets:
+            y, x = np.nonzero(instance.mask)
+            assert 10 <= np.ptp(x) + 1 <= 46 and abs(np.ptp(x) - np.ptp(y)) <= 8

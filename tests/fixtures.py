@@ -1,0 +1,112 @@
+"""The fixtures of all tests: of the package, of dev/ and of projects/."""
+
+import logging
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from nl_detectron import NonLocalBlock, add_non_local_config
+from nl_detectron.checkpoint import NonLocalCheckpointer
+from nl_detectron.report import find_chromium
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {
+    "shapes": ROOT / "configs/quick_schedules/mask_rcnn_shapes_nl.yaml",
+    "people": ROOT / "configs/quick_schedules/keypoint_rcnn_people_nl.yaml",
+}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def log(caplog):
+    """What nl_detectron logs, even after Detectron2 has stopped its loggers' propagation."""
+    logger = logging.getLogger("detectron2.nl_detectron")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger.name)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture(scope="session")
+def generated_sets(tmp_path_factory) -> dict[str, str]:
+    """An environment in which the registered datasets are in a folder of this session's own."""
+    return {**os.environ, "DETECTRON2_DATASETS": str(tmp_path_factory.mktemp("datasets"))}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, driven by Playwright."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is not installed: requirements/app.txt"
+    )
+    path = find_chromium()
+    if path is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        # Chromium's sandbox cannot be used by root, as whom CI may run.
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Runs tools/NAME.py with arguments, and returns the exit code, stdout and stderr."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        path = ROOT / "tools" / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> dict[str, Path]:
+    """Checkpoints of small models that find something everywhere, as training writes them.
+
+    They are not trained, but their non-local blocks have left their zero start.
+    """
+    files = {}
+    for name, config in CONFIGS.items():
+        cfg = get_cfg()
+        add_non_local_config(cfg)
+        cfg.merge_from_file(str(config))
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.TEST.DETECTIONS_PER_IMAGE = 5
+        torch.manual_seed(1)
+        model = build_model(cfg)
+        for block in (module for module in model.modules() if isinstance(module, NonLocalBlock)):
+            block.reset_parameters(zero_init=False)
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "config.yaml").write_text(cfg.dump())
+        files[name] = folder / "model_final.pth"
+        NonLocalCheckpointer(model, str(folder), cfg=cfg).save("model_final")
+    return files
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    """An image of 120 x 80 pixels."""
+    rng = np.random.default_rng(0)
+    file = tmp_path / "picture.png"
+    image = cv2.resize(rng.integers(0, 255, (8, 12, 3), np.uint8), (120, 80))
+    cv2.imwrite(str(file), image)
+    return file
