@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from jinja2 import Template
 from tabulate import tabulate
 from tqdm import tqdm
 
 from nl_detectron.analysis import SIZE, count_flops, count_parameters, largest_input
-from nl_detectron.model_zoo import catalog
+from nl_detectron.model_zoo import get_config, list_configs
 
+TEMPLATE = Path(__file__).with_name("configs_page.md.j2")
 # Paper, Tables 5 and 6, COCO val2017: box / mask AP, or keypoint AP. By the model, the backbone and
 # what is non-local, as they stand in the configs' names
 PAPER = {
@@ -31,46 +34,6 @@ PAPER_NAME = re.compile(
 # What comes before the schedule in the names of non-local configs
 NON_LOCAL_NAME = re.compile(r"_nl(?:_\w+?)??(?=(?:_noaug)?_[13]x\.yaml)")
 
-SECTIONS = (
-    (
-        "Detectron1's settings",
-        "Detectron1-Comparisons/",
-        "The closest to those of the paper's baselines, as far as they are known: the paper gives "
-        "no schedule, learning rate or batch size for COCO.",
-    ),
-    (
-        "Mask R-CNN",
-        "COCO-InstanceSegmentation/",
-        "With Detectron2's defaults. The configs with more blocks, other pairwise functions and "
-        "without sub-sampling (`full`) are for studies, and so are C4 and DC5.",
-    ),
-    ("Keypoint R-CNN", "COCO-Keypoints/", "With Detectron2's defaults."),
-    (
-        "Other detectors",
-        ("COCO-Detection/", "COCO-PanopticSegmentation/", "Misc/"),
-        "The same backbones elsewhere. Their baselines are those of Detectron2's zoo.",
-    ),
-)
-INTRODUCTION = f"""# Model zoo
-
-All configs, by the names that `--config-file` and `nl_detectron.model_zoo` take. Written by
-`python -m dev.configs_page > CONFIGS.md`.
-
-- **Paper**: the row that a config reproduces, and the AP **that the paper reports** for it on COCO
-  val2017, box / mask or keypoints. Settings that the paper does not give are Detectron2's.
-- **Our AP**: measured with this repository, or "not run yet". No other figure is put there.
-- **Parameters**, in millions; FrozenBN has none. **GFLOPs**, in multiply-adds, for one image of
-  {SIZE[0]}×{SIZE[1]} pixels with as many proposals and detections as the config admits (usually
-  1,000 and 100); the non-local operation is counted in full. **Added**: both over the same model
-  without non-local blocks. `python tools/analyze_model.py --config-file NAME --compare BASELINE`
-  shows more.
-- A name with **+ .py** exists as a LazyConfig, too.
-
-Each config is trained, and evaluated at the end, by its command, here for a machine of 8 GPUs (16
-images a batch; for another batch size see `SOLVER.REFERENCE_WORLD_SIZE`). `--eval-only
-MODEL.WEIGHTS FILE` evaluates only. LazyConfigs have `tools/lazyconfig_train_net.py`.
-"""
-
 
 def baseline_of(name: str) -> str | None:
     """The name of the same YAML config without non-local blocks; None if it has none."""
@@ -78,21 +41,39 @@ def baseline_of(name: str) -> str | None:
     return None if baseline == name else baseline
 
 
-def model_zoo_markdown() -> str:
+def write_page() -> str:
     """The whole text of CONFIGS.md. Takes minutes, with a progress bar on stderr."""
-    names = sorted((n for n in catalog.list() if n.endswith(".yaml")), key=_place)
+    names = sorted((n for n in list_configs() if n.endswith(".yaml")), key=_place)
+    coco = [name for name in names if not name.startswith("quick_schedules/")]
+    paper = [name for name in coco if name.startswith("Detectron1-Comparisons/") and _paper(name)]
+    paper.sort(key=lambda name: list(PAPER.values()).index(_paper(name)))
     costs: dict[str, tuple[int, int]] = {}
-    parts = [INTRODUCTION]
-    with tqdm(total=len([n for n in names if "quick_" not in n]), unit="config") as progress:
-        for title, folder, text in SECTIONS:
+    with tqdm(total=len(coco), unit="config") as progress:
+
+        def table(chosen: Iterable[str]) -> str:
             rows = []
-            for name in names:
-                if name.startswith(folder):
-                    rows.append(table_row(name, costs))
-                    progress.update()
-            parts.append(f"## {title}\n\n{text}\n\n{_markdown(rows)}\n")
-    parts.append(_quick_schedules(n for n in names if n.startswith("quick_schedules/")))
-    return "\n".join(parts)
+            for name in chosen:
+                rows.append(table_row(name, costs))
+                progress.update()
+            return _markdown(rows)
+
+        def rows(*folders: str) -> str:
+            return table(n for n in coco if n.startswith(folders) and n not in paper)
+
+        def folded(*folders: str) -> str:
+            count = len([name for name in coco if name.startswith(folders)])
+            summary = f"<details><summary>{count} configs</summary>"
+            return f"{summary}\n\n{rows(*folders)}\n\n</details>"
+
+        template = Template(TEMPLATE.read_text(encoding="utf-8"), keep_trailing_newline=True)
+        return template.render(
+            height=SIZE[0],
+            width=SIZE[1],
+            paper_rows=lambda: table(paper),
+            rows=rows,
+            folded=folded,
+            quick_schedules=lambda: _quick_schedules(n for n in names if n not in coco),
+        )
 
 
 def _place(name: str) -> tuple:
@@ -110,28 +91,31 @@ def table_row(name: str, costs: dict[str, tuple[int, int]]) -> dict[str, str]:
         costs: (parameters, FLOPs) by the text of a config's model node; those that are missing are
             counted and added.
     """
-    file = re.search(r"[^/]+$", name)[0]
-    match = PAPER_NAME.fullmatch(file)
-    table, row, ap = PAPER.get(match.groups() if match else (), ("", "", ""))
-    parameters, flops = _cost(catalog.get_config(name), costs)
+    table, row, ap = _paper(name) or ("", "", "")
+    parameters, flops = _cost(get_config(name), costs)
     cells = {
         "config": f"[{name.removesuffix('.yaml')}](configs/{name})",
         "paper": f"Table {table}, {row}: {ap}" if table else "",
-        "our AP": "not run yet",
         "parameters": f"{parameters / 1e6:.2f}",
         "GFLOPs": f"{flops / 1e9:.1f}",
         "added": "",
         "command": f"`python tools/train_net.py --num-gpus 8 --config-file {name}`",
     }
-    if name.replace(".yaml", ".py") in catalog.list():
+    if name.replace(".yaml", ".py") in list_configs():
         cells["config"] += " + .py"
     if baseline := baseline_of(name):
         # where we have it not, Detectron2 has
-        zoo = catalog if baseline in catalog.list() else model_zoo
-        of_baseline = _cost(zoo.get_config(baseline), costs)
+        get = get_config if baseline in list_configs() else model_zoo.get_config
+        of_baseline = _cost(get(baseline), costs)
         added = [new / old - 1 for new, old in zip((parameters, flops), of_baseline, strict=True)]
         cells["added"] = " / ".join(f"{share:+.1%}" for share in added)
     return cells
+
+
+def _paper(name: str) -> tuple[str, str, str] | None:
+    """Table, row and AP of a config that reproduces a row of the paper."""
+    match = PAPER_NAME.fullmatch(name.rpartition("/")[2])
+    return PAPER.get((match[1], match[2], match[3])) if match else None
 
 
 def _cost(cfg: CfgNode, costs: dict[str, tuple[int, int]]) -> tuple[int, int]:
@@ -145,14 +129,9 @@ def _cost(cfg: CfgNode, costs: dict[str, tuple[int, int]]) -> tuple[int, int]:
 
 
 def _quick_schedules(names: Iterable[str]) -> str:
-    text = (
-        "## Quick schedules\n\nNarrow models on generated images, from random weights on a CPU in "
-        "minutes. Those with expected results overfit eight images in a minute or two, and end "
-        "with exit code 1 if they miss them: for use after any change.\n"
-    )
     rows = []
     for name in names:
-        expected = catalog.get_config(name).TEST.EXPECTED_RESULTS
+        expected = get_config(name).TEST.EXPECTED_RESULTS
         rows.append(
             {
                 "config": f"[{name.removesuffix('.yaml')}](configs/{name})",
@@ -163,7 +142,7 @@ def _quick_schedules(names: Iterable[str]) -> str:
                 "command": f"`python tools/train_net.py --config-file {name}`",
             }
         )
-    return f"{text}\n{_markdown(rows)}\n"
+    return _markdown(rows)
 
 
 def _markdown(rows: list[dict[str, str]]) -> str:
@@ -171,4 +150,4 @@ def _markdown(rows: list[dict[str, str]]) -> str:
 
 
 if __name__ == "__main__":
-    print(model_zoo_markdown(), end="")
+    print(write_page(), end="")

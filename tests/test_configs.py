@@ -17,7 +17,7 @@ from nl_detectron.engine import Trainer
 from .examples import example
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [name for name in model_zoo.list() if name.endswith(".yaml")]
+NAMES = [name for name in model_zoo.list_configs() if name.endswith(".yaml")]
 COCO = [name for name in NAMES if not name.startswith("quick_schedules/")]
 # The keys that nl_detectron adds to SOLVER, as all COCO configs leave them
 NEW_SOLVER = {
@@ -194,4 +194,4 @@ def test_the_readme_and_the_zoo_s_page_name_configs_that_exist():
         text = (ROOT / file).read_text()
         folders = "COCO-|Detectron1-|Misc/|quick_schedules/"
         named = re.findall(rf"(?:configs/|`| )((?:{folders})[\w/-]+\.(?:yaml|py))\b", text)
-        assert named and not set(named) - set(model_zoo.list())
+        assert named and not set(named) - set(model_zoo.list_configs())

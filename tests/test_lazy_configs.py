@@ -18,7 +18,7 @@ from nl_detectron.engine import Trainer
 
 from .examples import example
 
-NAMES = [name for name in model_zoo.list() if name.endswith(".py")]
+NAMES = [name for name in model_zoo.list_configs() if name.endswith(".py")]
 NL = ("", "nl_", "nl_head_")
 
 

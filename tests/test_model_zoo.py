@@ -1,4 +1,3 @@
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ from detectron2.config import CfgNode
 from omegaconf import DictConfig
 from torch import nn
 
-from dev.configs_page import baseline_of, model_zoo_markdown, table_row
 from nl_detectron import NonLocalBlock, model_zoo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,7 +15,7 @@ ROW = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"
 
 
 def test_lists_all_configs_but_the_bases():
-    names = model_zoo.list()
+    names = model_zoo.list_configs()
     files = {
         path.relative_to(ROOT / "configs").as_posix()
         for pattern in ("*/*.yaml", "*/*.py")
@@ -44,7 +42,7 @@ def test_suggests_the_closest_of_an_unknown_name(name, closest):
     with pytest.raises(RuntimeError, match="not in the model zoo of nl_detectron") as error:
         model_zoo.get_config(name)
     first = str(error.value).partition("closest are ")[2].partition(",")[0]
-    assert first in model_zoo.list()
+    assert first in model_zoo.list_configs()
     assert name == "Misc" or closest in first
 
 
@@ -83,56 +81,6 @@ def test_a_model_from_random_weights():
     assert isinstance(model, nn.Module) and model.device.type in ("cpu", "cuda")
 
 
-def test_baselines():
-    assert baseline_of(ROW) == ROW.replace("_nl_", "_")
-    ablation = ROW.replace("_nl_", "_nl_embedded_gaussian_full_")
-    assert baseline_of(ablation) == ROW.replace("_nl_", "_")
-    assert baseline_of("Detectron1-Comparisons/mask_rcnn_R_50_FPN_nl_noaug_1x.yaml") == (
-        "Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x.yaml"
-    )
-    assert baseline_of(ROW.replace("_nl_", "_")) is None
-
-
-def written_rows() -> dict[str, list[str]]:
-    """The cells of CONFIGS.md by the configs' names."""
-    rows = {}
-    for line in (ROOT / "CONFIGS.md").read_text().splitlines():
-        if match := re.match(r"\| \[.*\]\(configs/(.*?)\)", line):
-            rows[match[1]] = [cell.strip() for cell in line.strip("|").split("|")]
-    return rows
-
-
-def test_the_page_has_a_row_for_each_config():
-    names = [name for name in model_zoo.list() if name.endswith(".yaml")]
-    assert list(written_rows()).sort() == names.sort()
-    assert set(written_rows()) == set(names)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [ROW, "Detectron1-Comparisons/keypoint_rcnn_R_50_FPN_nl_head_1x.yaml"]
-)
-def test_the_page_is_what_the_command_prints(name):
-    assert list(table_row(name, {}).values()) == written_rows()[name]
-
-
-@pytest.mark.slow
-def test_all_of_the_page_but_what_is_counted(monkeypatch):
-    """Counting takes seconds a model: with a stand-in for it the page's other text is compared."""
-    monkeypatch.setattr("dev.configs_page._cost", lambda cfg, costs: (1, 1))
-
-    def without_figures(text: str) -> list[list[str]]:
-        rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
-        return [
-            row[:4] + row[7:] if len(row) == 9 else row
-            for row in rows
-            if "---" not in row[-1 if len(row) == 1 else 1]
-        ]
-
-    page = (ROOT / "CONFIGS.md").read_text()
-    assert without_figures(model_zoo_markdown()) == without_figures(page)
-
-
 @pytest.mark.slow
 def test_works_from_a_wheel_in_an_empty_folder(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -155,12 +103,14 @@ def test_works_from_a_wheel_in_an_empty_folder(tmp_path):
         return result.stdout
 
     code = (
-        "from nl_detectron import model_zoo as zoo; print(zoo.__file__); print(*zoo.list());"
+        "from nl_detectron import model_zoo as zoo; print(zoo.__file__);print(*zoo.list_configs());"
         f"print(len(zoo.get_config('{ROW}').MODEL.NON_LOCAL.AFTER));"
         f"print(*zoo.get_config('{ROW.replace('.yaml', '.py')}').keys())"
     )
     file, names, blocks, nodes = run("-c", code).splitlines()
-    assert file.startswith(str(site)) and names.split() == model_zoo.list() and blocks == "1"
+    assert (
+        file.startswith(str(site)) and names.split() == model_zoo.list_configs() and blocks == "1"
+    )
     assert "model" in nodes.split()
     small = ("SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "1", "TEST.EXPECTED_RESULTS", "[]")
     config = ("--config-file", "quick_schedules/mask_rcnn_shapes_nl_training_acc_test.yaml")

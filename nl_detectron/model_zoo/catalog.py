@@ -17,7 +17,7 @@ from ..config import add_non_local_config
 _CONFIGS = Path(next(iter(configs.__path__))).resolve()
 
 
-def list() -> list[str]:
+def list_configs() -> list[str]:
     """The names of all configs: YAML and LazyConfigs (``.py``), without the bases of others."""
     files = (file for suffix in ("yaml", "py") for file in _CONFIGS.glob(f"*/*.{suffix}"))
     return sorted(
@@ -44,10 +44,10 @@ def get_config_file(config_path: str) -> str:
             name = name if config_path.endswith((".yaml", ".py")) else name.rpartition(".")[0]
             return SequenceMatcher(None, config_path, name).ratio()
 
-        closest = sorted(list(), key=likeness, reverse=True)[:3]
+        closest = sorted(list_configs(), key=likeness, reverse=True)[:3]
         raise RuntimeError(
             f"{config_path} is not in the model zoo of nl_detectron; the closest are "
-            f"{', '.join(closest)}. nl_detectron.model_zoo.list() names all"
+            f"{', '.join(closest)}. nl_detectron.model_zoo.list_configs() names all"
         )
     return str(file)
 
