@@ -13,7 +13,7 @@ from tqdm import tqdm
 from nl_detectron.layers import PAIRWISE_FUNCTIONS, NonLocalBlock
 
 from .measure import MatrixProduct, alternate, peak_memory
-from .table import NOT_MEASURED, Table
+from .table import NOT_MEASURED, Table, text_of
 
 RES4, RES3 = (50, 84), (100, 168)  # of 800x1333 pixels
 MAPS = ((25, 42), RES4, (84, 84), RES3)
@@ -163,19 +163,10 @@ def time_table(cells: Iterator[Cell], device: str, *, seconds: float) -> Table:
                 f"{cell.flops / rate / ours:.2f}",
             )
         )
+    title = "The block's time"
     return Table(
-        "The block's time",
-        "Time of the block, of one training step (forward and backward, gradients of input and "
-        "parameters) or of inference, and how many times as long mmcv-lite's `NonLocal2d` and a "
-        "plain version of the paper's equations take. *Limit*: the operations the block cannot do "
-        "without, over the rate of a large matrix product measured in turns with it, over the "
-        "block's time; 0.8 is aimed for in float32 from 50x84 on. It counts no recomputation in "
-        "training, which costs up to a sixth there, and means little for the concatenation form, "
-        "which is not made of products. Batch 2 is measured at 25x42, C = 512 at 50x84. "
-        f"Peers that would hold more than {PEER_LIMIT / 1e9:.0f} GB are not run, nor is the "
-        "textbook version at 100x168. mmcv's concatenation form cannot be trained: its backward "
-        "pass raises an error. (mmcv drops the last row of an odd map when it sub-samples, so at "
-        "25x42 it has 252 keys to our 273.)",
+        title,
+        text_of(title, limit=PEER_LIMIT / 1e9),
         (*LABELS, "ours (ms)", "mmcv / ours", "textbook / ours", "goal", "limit"),
         rows,
     )
@@ -193,10 +184,10 @@ def memory_table(cells: Iterator[Cell], device: str) -> Table:
         else:
             theirs, part = _left_out("mmcv", cell), f"< {ours / cell.peer_bytes:.3f}"
         rows.append((*cell.labels, f"{ours / 1e6:.0f}", theirs, part, f"{goal:.2f}"))
+    title = "The block's memory"
     return Table(
-        "The block's memory",
-        "Peak memory beyond input and output, in training also beyond their gradients and those "
-        "of the parameters.",
+        title,
+        text_of(title),
         (*LABELS, "ours (MB)", "mmcv (MB)", "ours / mmcv", "goal"),
         rows,
     )
@@ -220,11 +211,10 @@ def linear_table(sizes: list[tuple[int, int]], device: str) -> Table:
                 f"{matrix / 1e6:,.0f}",
             )
         )
+    title = "Memory grows with the number of positions, not with its square"
     return Table(
-        "Memory grows with the number of positions, not with its square",
-        "Peak memory of inference without sub-sampling, C = 64, float32, beyond input and output: "
-        "in MB, and in sizes of the input, which fall to a constant as N grows (tiles of a fixed "
-        "size weigh on small maps). Beside it one matrix of all pairs, which peers hold.",
+        title,
+        text_of(title),
         ("pairwise", "N", "ours (MB)", "in inputs", "one matrix of all pairs (MB)"),
         rows,
     )
@@ -253,11 +243,10 @@ def attention_table(device: str) -> Table:
                 f"{memory / 1e6:.0f}",
             )
         )
+    title = "Backends of attention on CUDA"
     return Table(
-        "Backends of attention on CUDA",
-        "Milliseconds for one head of dimension 512, one sample, inference; *default* is what the "
-        "block runs. Flash takes head dimensions up to 256, so its column gives it values in two "
-        "halves and logits of half the channels: the same shape of work, not the same result.",
+        title,
+        text_of(title),
         ("map", "dtype", *ATTENTION, "peak memory of default (MB)"),
         rows,
     )

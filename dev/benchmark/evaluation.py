@@ -17,7 +17,7 @@ from detectron2.data import MetadataCatalog
 from nl_detectron import evaluation
 
 from .detections import KINDS, NUM_CLASSES, generate, read_predictions
-from .table import NOT_MEASURED, Table
+from .table import NOT_MEASURED, Table, text_of
 
 # By task: which annotations, and how many times as fast as pycocotools we mean to be
 TASKS = {"bbox": ("instances", 8), "segm": ("instances", 2.7), "keypoints": ("person_keypoints", 3)}
@@ -90,13 +90,12 @@ def table(*, num_images: int, num_detections: int, rounds: int) -> Table:
         for side, value in zip(SIDES, seconds, strict=True):
             totals[side] += value
     rows.append(("all", *_speed(*totals.values(), GOAL_IN_ALL), *[""] * 5))
-    text = (
-        f"{num_images:,} generated images with {num_detections} detections each, evaluated by "
-        "Detectron2's `COCOEvaluator` with pycocotools and by ours with hotcoco "
-        f"{evaluation.hotcoco.__version__}. Each evaluation has a process of its own, whose peak "
-        "of resident memory holds PyTorch and the predictions, too. The sides alternate; times "
-        f"are medians of {rounds}. The figures are pycocotools' AP and AR, from 0 to 1: 1e-6 is "
-        "the most by which they may differ."
+    text = text_of(
+        title,
+        images=num_images,
+        detections=num_detections,
+        rounds=rounds,
+        hotcoco=evaluation.hotcoco.__version__,
     )
     return Table(title, text, HEADER, rows)
 

@@ -25,7 +25,7 @@ from nl_detectron.engine.trainer import Trainer, build_evaluator
 from nl_detectron.inference import Predictor
 
 from .measure import alternate
-from .table import Table
+from .table import Table, text_of
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"
 STOCK = "DefaultPredictor"
@@ -131,12 +131,9 @@ def throughput_table(
         )
         for name, time in times.items()
     ]
-    text = (
-        f"Mask R-CNN R50-FPN with one block, {len(images)} JPEG files of 640×480 pixels, resized "
-        f"to {size} pixels (shorter side), read and predicted on with masks at full size; random "
-        "weights, the same on all sides."
-    )
-    return Table("Prediction throughput", text, ("", "s / image", "times as fast", "goal"), rows)
+    title = "Prediction throughput"
+    text = text_of(title, images=len(images), size=size)
+    return Table(title, text, ("", "s / image", "times as fast", "goal"), rows)
 
 
 def equality_table(sides: Sequence[Side], images: Sequence[Path]) -> Table:
@@ -144,15 +141,15 @@ def equality_table(sides: Sequence[Side], images: Sequence[Path]) -> Table:
     stock, ours = (side.predict(images) for side in sides[:2])
     found = [differences(*pair) for pair in zip(stock, ours, strict=True)]
     count = f"{sum(map(len, stock))} / {sum(map(len, ours))}"
-    rows = [
+    found_rows = [
         ("detections, Detectron2's / ours", count, "equal"),
         ("largest difference of a box, pixels", f"{max(d[0] for d in found):.1e}", GOAL_BOX),
         ("largest difference of a score", f"{max(d[1] for d in found):.1e}", GOAL_SCORE),
         ("share of masks' pixels that differ", f"{max(d[2] for d in found):.1e}", ""),
     ]
-    text = "The same images and weights as above, float32: each detection beside its nearest one."
-    rows = [(name, value, str(goal)) for name, value, goal in rows]
-    return Table("Identical detections", text, ("", "measured", "goal"), rows)
+    title = "Identical detections"
+    rows = [(name, value, str(goal)) for name, value, goal in found_rows]
+    return Table(title, text_of(title), ("", "measured", "goal"), rows)
 
 
 def differences(expected: Instances, actual: Instances) -> tuple[float, float, float]:
@@ -198,12 +195,11 @@ def precision_table(*, iterations: int, num_images: tuple[int, int], device: str
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-    text = (
-        f"The generated sets, {num_images[1]} images to evaluate on; models trained for "
-        f"{iterations} iterations on {num_images[0]} others. AP in percent."
-    )
+    title = "Precision and AP"
+    trained, tested = num_images
+    text = text_of(title, trained=trained, tested=tested, iterations=iterations)
     header = ("set", "task", STOCK, *GOALS, "bfloat16's difference", "goal")
-    return Table("Precision and AP", text, header, rows)
+    return Table(title, text, header, rows)
 
 
 def _train(

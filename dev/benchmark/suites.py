@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .table import Table, machine
+from .table import Table, machine, text_of
 
 # Each is a module of this package with `tables(*, quick: bool, device: str) -> Iterator[Table]`.
 SUITES = ("block", "training", "prediction", "evaluation")
@@ -22,11 +22,7 @@ def benchmark(suites: Sequence[str], *, quick: bool, device: str) -> Iterator[st
         device: ``cpu`` or ``cuda``.
     """
     began = time.perf_counter()
-    yield (
-        f"# Benchmarks\n\nMeasured on {machine(device)}. The sides that a row compares ran in "
-        "turns; a ratio is one of medians. Memory is what PyTorch's allocator handed out at once "
-        "at most, counted by allocations, unless a table says otherwise.\n"
-    )
+    yield f"# Benchmarks\n\n{text_of('Benchmarks', machine=machine(device))}\n"
     for suite in suites:
         for table in _tables(suite, quick, device):
             yield f"\n{table.markdown()}"

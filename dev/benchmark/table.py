@@ -1,6 +1,7 @@
 """Tables of what was measured, and the machine it was measured on."""
 
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,21 @@ import torch
 from tabulate import tabulate
 
 NOT_MEASURED = "not measured"  # a cell for which this machine lacks something
+
+
+# What is said under each heading of the page, with {places} for values
+TEXTS = Path(__file__).with_name("texts.md")
+
+
+def text_of(title: str, **values: object) -> str:
+    """What is said under a heading, on one line.
+
+    Raises:
+        KeyError: if there is no such heading, or a value is missing.
+    """
+    headings = re.split(r"^##? (.+)$", TEXTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    texts = dict(zip(headings[1::2], headings[2::2], strict=True))
+    return " ".join(texts[title].format(**values).split())
 
 
 @dataclass(frozen=True)

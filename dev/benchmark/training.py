@@ -14,7 +14,7 @@ from nl_detectron import model_zoo
 from nl_detectron.layers import PAIRWISE_FUNCTIONS, NonLocalBlock
 
 from .measure import alternate, held_memory
-from .table import Table
+from .table import Table, text_of
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_{}1x.yaml"
 GOAL_OVERHEAD = 1.06  # times the time of the plain model
@@ -58,14 +58,10 @@ def overhead_table(*, size: tuple[int, int], seconds: float, device: str) -> Tab
         plain, ours = times.values()
         ratio = f"{ours / plain:.3f}"
         rows.append((mode, f"{plain:.2f}", f"{ours:.2f}", ratio, f"≤ {GOAL_OVERHEAD}"))
-    text = (
-        f"Mask R-CNN R50-FPN, one image of {size[0]}×{size[1]} pixels, fp32, random weights, the "
-        "same in both models but for the block, which starts at zero: the paper's one block, "
-        "embedded Gaussian with sub-sampling, in res4. A training step is forward, backward and "
-        f"SGD, on {NUM_INSTANCES} instances, with the configs' frozen stem and res2."
-    )
+    title = "Overhead of one block"
+    text = text_of(title, size=size, instances=NUM_INSTANCES)
     header = ("", "plain, s", "one block, s", "ratio", "goal")
-    return Table("Overhead of one block", text, header, rows)
+    return Table(title, text, header, rows)
 
 
 def checkpoint_table(*, channels: int, size: tuple[int, int], seconds: float, device: str) -> Table:
@@ -87,13 +83,10 @@ def checkpoint_table(*, channels: int, size: tuple[int, int], seconds: float, de
         cells = [f"{value / 1e6:.1f}" for value in held]
         ratio = f"{times[True] / times[False]:.2f}"
         rows.append((pairwise, *cells, f"{held[1] / held[0]:.2f}", ratio))
-    text = (
-        f"`MODEL.NON_LOCAL.CHECKPOINT`: one block, {channels} channels, on a map of "
-        f"{size[0]}×{size[1]}, sub-sampled, fp32. Memory is what PyTorch has allocated between "
-        "forward and backward, the result included; time is that of both."
-    )
+    title = "Activation checkpointing"
+    text = text_of(title, channels=channels, size=size)
     header = ("pairwise", "held, MB", "with checkpointing, MB", "ratio", "time, ratio")
-    return Table("Activation checkpointing", text, header, rows)
+    return Table(title, text, header, rows)
 
 
 def _cfg(infix: str, device: str) -> CfgNode:

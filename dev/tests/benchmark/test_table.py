@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dev.benchmark.table import Table, machine
+from dev.benchmark.table import Table, machine, text_of
 
 
 def test_markdown():
@@ -21,3 +21,13 @@ def test_machine_is_named():
     name = machine("cpu")
     assert torch.__version__ in name
     assert f"{torch.get_num_threads()} threads" in name
+
+
+def test_texts_are_found_by_their_heading():
+    text = text_of("Prediction throughput", images=8, size=800)
+    assert text.startswith("Mask R-CNN R50-FPN with one block, 8 JPEG files")
+    assert text.endswith("on all sides.") and "\n" not in text
+    with pytest.raises(KeyError):
+        text_of("Prediction throughput", images=8)
+    with pytest.raises(KeyError):
+        text_of("Weather")
