@@ -24,7 +24,9 @@ demo: setup
 evidence: setup
 	$(BIN)/python projects/far_cue/run.py --docs projects/far_cue/docs
 
+# One process for each core, and one core for each process
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

@@ -45,8 +45,8 @@ def write_page() -> str:
     """The whole text of CONFIGS.md. Takes minutes, with a progress bar on stderr."""
     names = sorted((n for n in list_configs() if n.endswith(".yaml")), key=_place)
     coco = [name for name in names if not name.startswith("quick_schedules/")]
-    paper = [name for name in coco if name.startswith("Detectron1-Comparisons/") and _paper(name)]
-    paper.sort(key=lambda name: list(PAPER.values()).index(_paper(name)))
+    detectron1 = [name for name in coco if name.startswith("Detectron1-Comparisons/")]
+    paper = [name for row in PAPER.values() for name in detectron1 if _paper(name) == row]
     costs: dict[str, tuple[int, int]] = {}
     with tqdm(total=len(coco), unit="config") as progress:
 

@@ -161,7 +161,7 @@ def _follow(name: str, process: subprocess.Popen, output: Path) -> None:
     """Copies a training's console to a file and its progress to ours, until it ends."""
     log = output / name / "console.txt"
     with open(log, "w", encoding="utf-8") as console:
-        for line in process.stdout:
+        for line in process.stdout or ():
             console.write(line)
             if "eta: " in line or "Inference done" in line:
                 print(f"[{name}] {line.split(']: ', 1)[-1].strip()[:140]}", flush=True)

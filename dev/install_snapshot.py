@@ -75,13 +75,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         download = ["download", "--no-deps", "--require-hashes", "--ignore-requires-python"]
-        subprocess.run([*pip, *download, "-r", REQUIREMENT, "-d", folder], check=True)
+        subprocess.run([*pip, *download, "-r", str(REQUIREMENT), "-d", temporary], check=True)
         [carrier] = folder.glob("*.whl")
         root = unpack(carrier, folder)
-        pack = [sys.executable, "-m", "wheel", "pack", root, "-d", folder]
+        pack = [sys.executable, "-m", "wheel", "pack", str(root), "-d", temporary]
         subprocess.run(pack, check=True, stdout=subprocess.DEVNULL)
         [wheel] = folder.glob("detectron2-*.whl")
-        subprocess.run([*pip, "install", "--no-deps", wheel], check=True)
+        subprocess.run([*pip, "install", "--no-deps", str(wheel)], check=True)
 
 
 if __name__ == "__main__":

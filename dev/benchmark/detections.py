@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as mask_util
 from tqdm import tqdm
+from typing_extensions import Self
 
 KINDS = ("instances", "person_keypoints")  # of COCO's annotation files
 NUM_CLASSES = {"instances": 80, "person_keypoints": 1}
@@ -39,7 +40,7 @@ def generate(
     """
     rng = np.random.default_rng(seed)
     names = [f"class {k + 1}" for k in range(NUM_CLASSES[kind])]
-    truth = {"images": [], "annotations": [], "categories": []}
+    truth: dict[str, list[dict]] = {"images": [], "annotations": [], "categories": []}
     truth["categories"] = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
     folder.mkdir(parents=True)
     with open(folder / "predictions.pkl", "wb") as file:
@@ -70,14 +71,22 @@ class _Objects:
         shapes: where in its box an object is: outlines as radii (N, 24) or poses (N, 17, 2).
     """
 
-    def __init__(self, kind: str, height: int, width: int, classes, boxes, shapes):
+    def __init__(
+        self,
+        kind: str,
+        height: int,
+        width: int,
+        classes: np.ndarray,
+        boxes: np.ndarray,
+        shapes: np.ndarray,
+    ):
         self.kind, self.height, self.width = kind, height, width
         low = boxes[:, :2].clip(0, [width - 4, height - 4])
         high = (boxes[:, :2] + boxes[:, 2:]).clip(low + 2, [width, height])
         self.classes, self.boxes, self.shapes = classes, np.hstack([low, high - low]), shapes
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, kind: str, count: int, height: int, width: int):
+    def draw(cls, rng: np.random.Generator, kind: str, count: int, height: int, width: int) -> Self:
         frequency = 1 / np.arange(3, NUM_CLASSES[kind] + 3)  # some are rare
         classes = rng.choice(len(frequency), count, p=frequency / frequency.sum()) + 1
         # About as many small, medium and large ones as in COCO

@@ -4,12 +4,13 @@ import contextlib
 import io
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -65,7 +66,7 @@ def table(*, num_images: int, num_detections: int, rounds: int) -> Table:
     title = "COCO evaluation"
     if evaluation.hotcoco is None:
         return Table(title, "Not measured: hotcoco is not installed.", HEADER, ())
-    runs = {(task, side): [] for task in TASKS for side in SIDES}
+    runs: dict[tuple[str, str], list[Run]] = {(task, side): [] for task in TASKS for side in SIDES}
     with TemporaryDirectory() as root:
         for kind in KINDS:
             generate(
@@ -86,10 +87,10 @@ def table(*, num_images: int, num_detections: int, rounds: int) -> Table:
         memory = [_gigabytes(side) for side in (theirs, ours)]
         difference = np.abs(theirs[0].figures - ours[0].figures).max()
         figures = [str(len(ours[0].figures)), f"{difference:.0e}" if difference else "0"]
-        rows.append((task, *_speed(*seconds, goal), *memory, f"≤ {GOAL_MEMORY}", *figures))
+        rows.append((task, *_speed(seconds, goal), *memory, f"≤ {GOAL_MEMORY}", *figures))
         for side, value in zip(SIDES, seconds, strict=True):
             totals[side] += value
-    rows.append(("all", *_speed(*totals.values(), GOAL_IN_ALL), *[""] * 5))
+    rows.append(("all", *_speed(list(totals.values()), GOAL_IN_ALL), *[""] * 5))
     text = text_of(
         title,
         images=num_images,
@@ -121,7 +122,7 @@ def _run(folder: Path, task: str, side: str) -> Run:
 
     figures, derive = [], evaluator._derive_coco_results
 
-    def keep(found: object, *args: object, **kwargs: object) -> dict:
+    def keep(found: Any, *args: object, **kwargs: object) -> dict:
         figures.append(found.stats)
         return derive(found, *args, **kwargs)
 
@@ -144,10 +145,10 @@ def _peak_resident() -> int | None:
 
 
 def _gigabytes(runs: list[Run]) -> str:
-    if runs[0].peak is None:
-        return NOT_MEASURED
-    return f"{max(run.peak for run in runs) / 1e9:.2f}"
+    peaks = [run.peak for run in runs if run.peak is not None]
+    return f"{max(peaks) / 1e9:.2f}" if peaks else NOT_MEASURED
 
 
-def _speed(theirs: float, ours: float, goal: float) -> tuple[str, ...]:
+def _speed(seconds: Sequence[float], goal: float) -> tuple[str, ...]:
+    theirs, ours = seconds
     return f"{theirs:.2f}", f"{ours:.2f}", f"{theirs / ours:.1f}", f"≥ {goal}"

@@ -5,6 +5,7 @@ import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -96,8 +97,12 @@ def make_sides(folder: Path, size: int, device: str) -> list[Side]:
         predictor = Predictor(
             cfg, weights, device=device, dtype=dtype, confidence_threshold=THRESHOLD
         )
-        sides.append(Side(dtype, lambda files, p=predictor: list(p.stream(files))))
+        sides.append(Side(dtype, partial(_predict_all, predictor)))
     return sides
+
+
+def _predict_all(predictor: Predictor, files: Sequence[Path]) -> list[Instances]:
+    return list(predictor.stream(files))
 
 
 def random_model(cfg: CfgNode) -> nn.Module:
@@ -242,9 +247,11 @@ def _evaluate(cfg: CfgNode, name: str, folder: Path, device: str) -> dict[str, f
                 yield stock(read_image(file, format="BGR"))["instances"]
 
     else:
-        predict = Predictor(
-            cfg, weights, device=device, dtype=name, confidence_threshold=THRESHOLD
-        ).stream
+        ours = Predictor(cfg, weights, device=device, dtype=name, confidence_threshold=THRESHOLD)
+
+        def predict(files: Sequence[str]) -> Iterator[Instances]:
+            yield from ours.stream(files)
+
     dataset = cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(dataset)
     evaluator = build_evaluator(cfg, dataset)

@@ -75,13 +75,13 @@ def checkpoint_table(*, channels: int, size: tuple[int, int], seconds: float, de
     for pairwise in PAIRWISE_FUNCTIONS:
         x = torch.randn(1, channels, *size, device=device, requires_grad=True)
         held, steps = [], {}
-        for checkpoint in (False, True):
+        for name, checkpoint in {"plain": False, "checkpointed": True}.items():
             block = NonLocalBlock(channels, pairwise=pairwise, checkpoint=checkpoint).to(device)
             held.append(held_memory(partial(block, x), device=device))
-            steps[checkpoint] = _block_step(block, x)
+            steps[name] = _block_step(block, x)
         times = alternate(steps, seconds=seconds, device=device)
         cells = [f"{value / 1e6:.1f}" for value in held]
-        ratio = f"{times[True] / times[False]:.2f}"
+        ratio = f"{times['checkpointed'] / times['plain']:.2f}"
         rows.append((pairwise, *cells, f"{held[1] / held[0]:.2f}", ratio))
     title = "Activation checkpointing"
     text = text_of(title, channels=channels, size=size)
