@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
-from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
-from nl_detectron.engine import UsageError, check_cfg, load_cfg, usage_errors
+from nl_detectron.engine import check_cfg, load_cfg
 from nl_detectron.engine.launch import num_cpu_cores
+from nl_detectron.errors import UsageError, usage_errors
 from nl_detectron.inference import Predictor
 from nl_detectron.inference.run import write_image
 from nl_detectron.report import find_chromium, screenshot, write_report
@@ -67,19 +67,18 @@ def run_demo(
     start = time.time()
     cfgs, commands = {}, {}
     for name, config in configs.items():
-        arguments = ["--config-file", config, *opts, "OUTPUT_DIR", str(output / name)]
-        args = default_argument_parser().parse_args(arguments)
-        cfgs[name] = load_cfg(args)
-        check_cfg(cfgs[name], args)  # makes the datasets, too
+        options = [*opts, "OUTPUT_DIR", str(output / name)]
+        cfgs[name] = load_cfg(config, options)
+        check_cfg(cfgs[name])  # makes the datasets, too
         (output / name / "metrics.json").unlink(missing_ok=True)  # Detectron2 would append to it
-        commands[name] = [sys.executable, str(train_net), *arguments]
+        commands[name] = [sys.executable, str(train_net), "--config-file", config, *options]
     _run_side_by_side(commands, output)
 
     results, sheet = {}, []
     for name, cfg in cfgs.items():
         folder = output / name
         dataset = cfg.DATASETS.TEST[0]
-        predictor = Predictor(None, folder / "model_final.pth", device=cfg.MODEL.DEVICE)
+        predictor = Predictor(folder / "model_final.pth", device=cfg.MODEL.DEVICE)
         pictures = draw_predictions(predictor, dataset, folder / "predictions", height=256)
         sheet.append(pictures[:SHEET_ROWS])
         _draw_attention(predictor, dataset, folder / "attention.jpg")

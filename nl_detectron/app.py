@@ -11,7 +11,7 @@ import cv2
 import gradio as gr
 import numpy as np
 
-from .engine import UsageError
+from .errors import UsageError
 from .inference import Predictor
 from .visualization import draw_attention, draw_instances
 
@@ -101,7 +101,8 @@ def serve(app: gr.Blocks, *, host: str = "127.0.0.1", port: int = 7860, **option
         )
     except OSError as error:
         raise UsageError(
-            f"cannot serve at {host}:{port}: {error}; choose another --port"
+            f"cannot serve at {host}:{port}: {error}; choose another port",
+            arguments=["port"],
         ) from error
 
 

@@ -1,13 +1,35 @@
-"""Errors that the user can put right."""
+"""Errors that the caller can put right."""
 
 import contextlib
 import difflib
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+
+# Arguments whose flag on the command line is not their own name
+FLAGS = {"trust": "--trust-checkpoint"}
 
 
-class UsageError(Exception):
-    """Something that the user can put right; its message is one line that says how."""
+class UsageError(ValueError):
+    """Something that the caller can put right; its message is one line that says how.
+
+    Attributes:
+        arguments: names of arguments as they stand in the message, each of which is a flag of the
+            same name on the command line.
+    """
+
+    def __init__(self, message: str, *, arguments: Sequence[str] = ()):
+        super().__init__(message)
+        self.arguments = tuple(arguments)
+
+    def on_command_line(self) -> str:
+        """The message with flags in the place of arguments, ``--dtype`` in that of ``dtype``."""
+        message = str(self)
+        for name in self.arguments:
+            flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+            shown = f"{name}=True" if f"{name}=True" in message else name
+            message = re.sub(rf"(?<![\w.-]){shown}\b", flag, message, count=1)
+        return message
 
 
 @contextlib.contextmanager
@@ -19,7 +41,7 @@ def usage_errors() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.on_command_line()}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

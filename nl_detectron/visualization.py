@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from .inference.attention import Attention, AttentionMap
+    from .structures import Attention, AttentionMap
 
 GAP = 8  # pixels between the pictures of a sheet
 

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor, default_argument_parser
+from detectron2.engine import DefaultPredictor
 
 from nl_detectron import insert_non_local
 from nl_detectron.engine import Trainer, check_cfg, load_cfg
@@ -35,7 +35,7 @@ pytestmark = [
 
 
 @pytest.fixture(params=KINDS)
-def args(request, tmp_path):
+def config(request, tmp_path):
     metadata, config = KINDS[request.param]
     name = f"real_{request.param}"
     register_coco_instances(
@@ -46,15 +46,16 @@ def args(request, tmp_path):
     )
     opts = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)", "MODEL.WEIGHTS", ""]
     opts += ["OUTPUT_DIR", str(tmp_path), "MODEL.RESNETS.NORM", "GN", "SEED", "1"]
-    yield default_argument_parser().parse_args(["--config-file", str(CONFIGS / config), *opts])
+    yield CONFIGS / config, opts
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
 
 
-def test_trains_evaluates_and_shows(args, tmp_path, tool):
+def test_trains_evaluates_and_shows(config, tmp_path, tool):
+    file, opts = config
     small = "INPUT.MIN_SIZE_TRAIN (160,) INPUT.MIN_SIZE_TEST 160 DATALOADER.NUM_WORKERS 0"
-    args.opts += small.split()
-    args.opts += [
+    opts += small.split()
+    opts += [
         "SOLVER.MAX_ITER",
         "2",
         "SOLVER.IMS_PER_BATCH",
@@ -62,9 +63,9 @@ def test_trains_evaluates_and_shows(args, tmp_path, tool):
         "TEST.DETECTIONS_PER_IMAGE",
         "5",
     ]
-    args.opts += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]  # keeps some, though all are wrong
-    cfg = load_cfg(args)
-    check_cfg(cfg, args)
+    opts += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]  # keeps some, though all are wrong
+    cfg = load_cfg(file, opts)
+    check_cfg(cfg)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
@@ -95,13 +96,14 @@ def test_trains_evaluates_and_shows(args, tmp_path, tool):
     assert 100_000 < (tmp_path / "report.html").stat().st_size < 10_000_000
 
 
-def test_blocks_put_into_a_predictor_change_nothing_at_first(args):
-    args.opts += ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]
-    args.opts += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "INPUT.MIN_SIZE_TEST", "400"]
-    args.opts += ["MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvDeconvUpsampleHead"]
-    args.opts += ["TEST.DETECTIONS_PER_IMAGE", "5", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"]
-    predictor = DefaultPredictor(load_cfg(args))
-    record = DatasetCatalog.get(args.opts[1].strip("()',"))[0]
+def test_blocks_put_into_a_predictor_change_nothing_at_first(config):
+    file, opts = config
+    opts += ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]
+    opts += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "INPUT.MIN_SIZE_TEST", "400"]
+    opts += ["MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvDeconvUpsampleHead"]
+    opts += ["TEST.DETECTIONS_PER_IMAGE", "5", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"]
+    predictor = DefaultPredictor(load_cfg(file, opts))
+    record = DatasetCatalog.get(opts[1].strip("()',"))[0]
     image = read_image(record["file_name"], format="BGR")
     expected = predictor(image)["instances"]
     insert_non_local(predictor.model, ["res3.1", "res3.3", "res4.1", "res4.3", "res4.5"])

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from nl_detectron import Predictor
-from nl_detectron.engine import UsageError, usage_errors
+from nl_detectron.errors import UsageError, usage_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,7 +28,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main(args: argparse.Namespace) -> None:
+@usage_errors()
+def main() -> None:
+    args = parse_args()
     try:
         from nl_detectron.app import LOWEST_THRESHOLD, build_app, model_names, serve
     except ImportError as error:
@@ -39,8 +41,8 @@ def main(args: argparse.Namespace) -> None:
 
     def load(name: str) -> Predictor:
         return Predictor(
-            args.config_file,
             models[name],
+            args.config_file,
             device=args.device,
             confidence_threshold=LOWEST_THRESHOLD,
         )
@@ -51,5 +53,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with usage_errors():
-        main(parse_args())
+    main()

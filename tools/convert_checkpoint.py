@@ -11,10 +11,13 @@ weights need is stored in the file.
 import argparse
 
 from nl_detectron.checkpoint.converters import SOURCES, convert_file
-from nl_detectron.engine import load_cfg, usage_errors
+from nl_detectron.engine import load_cfg
+from nl_detectron.errors import usage_errors
 from nl_detectron.layers import PAIRWISE_FUNCTIONS
 
-if __name__ == "__main__":
+
+@usage_errors()
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,16 +50,18 @@ if __name__ == "__main__":
             "use_scale": not args.no_scale,
             "caffe_style": args.caffe_style,
         }
-    with usage_errors():
-        converted = convert_file(
-            args.source,
-            args.target,
-            library=args.library,
-            cfg=load_cfg(args) if args.config_file else None,
-            base=args.base,
-            trust=args.trust_checkpoint,
-            **options,
-        )
+    cfg = None
+    if args.config_file:
+        cfg = load_cfg(args.config_file, args.opts, trust=args.trust_checkpoint)
+    converted = convert_file(
+        args.source,
+        args.target,
+        library=args.library,
+        cfg=cfg,
+        base=args.base,
+        trust=args.trust_checkpoint,
+        **options,
+    )
     print(f"{args.target}: {len(converted.weights)} tensors")
     for note in converted.notes:
         print(f"note: {note}")
@@ -64,3 +69,7 @@ if __name__ == "__main__":
         print("It needs these config options" + (", which it holds:" if args.config_file else ":"))
         for key, value in converted.overrides.items():
             print(f'  {key} "{value}"')
+
+
+if __name__ == "__main__":
+    main()

@@ -11,17 +11,16 @@ import argparse
 
 from detectron2.engine import default_setup
 
-from nl_detectron.engine import argument_parser, launch, usage_errors
-from nl_detectron.engine.lazy import (
-    check_lazy_cfg,
-    evaluate_weights,
-    load_lazy_cfg,
-    train,
-)
+from nl_detectron.engine import check_lazy_cfg, launch, load_lazy_cfg
+from nl_detectron.engine.config import resolve_config_file
+from nl_detectron.engine.lazy import evaluate_weights, train
+from nl_detectron.errors import usage_errors
+from nl_detectron.tools.arguments import argument_parser
 
 
-def main(args: argparse.Namespace):
-    cfg = load_lazy_cfg(args)
+def run(args: argparse.Namespace) -> object:
+    """What each process does."""
+    cfg = load_lazy_cfg(args.config_file, args.opts)
     default_setup(cfg, args)
     loading = {"trust_checkpoint": args.trust_checkpoint, "allow_missing": args.allow_missing}
     if args.eval_only:
@@ -29,8 +28,16 @@ def main(args: argparse.Namespace):
     return train(cfg, resume=args.resume, **loading)
 
 
+@usage_errors()
+def main() -> None:
+    args = argument_parser().parse_args()
+    # of which Detectron2's default_setup keeps a copy
+    args.config_file = resolve_config_file(args.config_file)
+    cfg = load_lazy_cfg(args.config_file, args.opts)
+    check_lazy_cfg(cfg, eval_only=args.eval_only, resume=args.resume)
+    processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    launch(run, *processes, args=(args,))
+
+
 if __name__ == "__main__":
-    arguments = argument_parser().parse_args()
-    with usage_errors():
-        check_lazy_cfg(load_lazy_cfg(arguments), arguments)
-        launch(main, arguments)
+    main()

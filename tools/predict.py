@@ -11,14 +11,9 @@ not be read; the others are written all the same.
 import argparse
 import sys
 
-from nl_detectron.engine import usage_errors
-from nl_detectron.inference import (
-    add_file_arguments,
-    add_model_arguments,
-    find_inputs,
-    predict_files,
-    predictor_from,
-)
+from nl_detectron.errors import usage_errors
+from nl_detectron.inference import find_inputs, predict_files
+from nl_detectron.tools.arguments import add_file_arguments, add_model_arguments, predictor_from
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,7 +27,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main(args: argparse.Namespace) -> int:
+@usage_errors()
+def main() -> int:
+    args = parse_args()
     inputs = find_inputs(args.input, exclude=args.output)
     summary = predict_files(
         predictor_from(args),
@@ -46,5 +43,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    with usage_errors():
-        sys.exit(main(parse_args()))
+    sys.exit(main())

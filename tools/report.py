@@ -9,7 +9,7 @@ The page opens from disk and loads nothing from the network.
 import argparse
 from pathlib import Path
 
-from nl_detectron.engine import usage_errors
+from nl_detectron.errors import usage_errors
 from nl_detectron.report import screenshot, write_report
 
 
@@ -37,7 +37,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main(args: argparse.Namespace) -> None:
+@usage_errors()
+def main() -> None:
+    args = parse_args()
     file = write_report(
         args.run,
         args.output or args.run / "report.html",
@@ -53,5 +55,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with usage_errors():
-        main(parse_args())
+    main()

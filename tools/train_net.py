@@ -11,18 +11,15 @@ import argparse
 
 from detectron2.engine import default_setup
 
-from nl_detectron.engine import (
-    Trainer,
-    argument_parser,
-    check_cfg,
-    launch,
-    load_cfg,
-    usage_errors,
-)
+from nl_detectron.engine import Trainer, check_cfg, launch, load_cfg
+from nl_detectron.engine.config import resolve_config_file
+from nl_detectron.errors import usage_errors
+from nl_detectron.tools.arguments import argument_parser
 
 
-def main(args: argparse.Namespace):
-    cfg = load_cfg(args)
+def run(args: argparse.Namespace) -> object:
+    """What each process does."""
+    cfg = load_cfg(args.config_file, args.opts, trust=args.trust_checkpoint)
     default_setup(cfg, args)
     loading = {"trust_checkpoint": args.trust_checkpoint, "allow_missing": args.allow_missing}
     if args.eval_only:
@@ -32,8 +29,21 @@ def main(args: argparse.Namespace):
     return trainer.train()
 
 
+@usage_errors()
+def main() -> None:
+    args = argument_parser().parse_args()
+    # of which Detectron2's default_setup keeps a copy
+    args.config_file = resolve_config_file(args.config_file)
+    check_cfg(
+        load_cfg(args.config_file, args.opts, trust=args.trust_checkpoint),
+        eval_only=args.eval_only,
+        resume=args.resume,
+        num_gpus=args.num_gpus,
+        num_machines=args.num_machines,
+    )
+    processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    launch(run, *processes, args=(args,))
+
+
 if __name__ == "__main__":
-    arguments = argument_parser().parse_args()
-    with usage_errors():
-        check_cfg(load_cfg(arguments), arguments)
-        launch(main, arguments)
+    main()

@@ -10,14 +10,9 @@ For each image there is one picture of all blocks side by side, and a folder wit
 import argparse
 import sys
 
-from nl_detectron.engine import usage_errors
-from nl_detectron.inference import (
-    add_file_arguments,
-    add_model_arguments,
-    attention_files,
-    find_inputs,
-    predictor_from,
-)
+from nl_detectron.errors import usage_errors
+from nl_detectron.inference import attention_files, find_inputs
+from nl_detectron.tools.arguments import add_file_arguments, add_model_arguments, predictor_from
 
 
 def point(text: str) -> tuple[float, float]:
@@ -51,7 +46,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main(args: argparse.Namespace) -> int:
+@usage_errors()
+def main() -> int:
+    args = parse_args()
     inputs = find_inputs(args.input, exclude=args.output)
     summary = attention_files(
         predictor_from(args),
@@ -66,5 +63,4 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    with usage_errors():
-        sys.exit(main(parse_args()))
+    sys.exit(main())

@@ -7,7 +7,7 @@ python -m dev.benchmark --suite all --output docs/benchmarks.md
 import argparse
 from pathlib import Path
 
-from nl_detectron.engine import UsageError, usage_errors
+from nl_detectron.errors import UsageError, usage_errors
 
 from . import SUITES, benchmark
 from .suites import default_device, write

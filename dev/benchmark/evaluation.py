@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from nl_detectron import evaluation
+from nl_detectron.evaluation import COCOEvaluator
+from nl_detectron.evaluation.coco import hotcoco
 
 from .detections import KINDS, NUM_CLASSES, generate, read_predictions
 from .table import NOT_MEASURED, Table, text_of
@@ -64,7 +65,7 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
 def table(*, num_images: int, num_detections: int, rounds: int) -> Table:
     """The table of :func:`tables` for sets of any size."""
     title = "COCO evaluation"
-    if evaluation.hotcoco is None:
+    if hotcoco is None:
         return Table(title, "Not measured: hotcoco is not installed.", HEADER, ())
     runs: dict[tuple[str, str], list[Run]] = {(task, side): [] for task in TASKS for side in SIDES}
     with TemporaryDirectory() as root:
@@ -96,7 +97,7 @@ def table(*, num_images: int, num_detections: int, rounds: int) -> Table:
         images=num_images,
         detections=num_detections,
         rounds=rounds,
-        hotcoco=evaluation.hotcoco.__version__,
+        hotcoco=hotcoco.__version__,
     )
     return Table(title, text, HEADER, rows)
 
@@ -115,7 +116,7 @@ def _run(folder: Path, task: str, side: str) -> Run:
         thing_dataset_id_to_contiguous_id={k + 1: k for k in range(num_classes)},
     )
     fast = side == "ours"
-    evaluator = evaluation.COCOEvaluator(name, (task,), distributed=False, use_fast_impl=fast)
+    evaluator = COCOEvaluator(name, (task,), distributed=False, use_fast_impl=fast)
     evaluator.reset()
     for results in read_predictions(folder):
         evaluator._predictions.append({"image_id": results[0]["image_id"], "instances": results})

@@ -22,7 +22,8 @@ from torch import nn
 
 from nl_detectron import model_zoo
 from nl_detectron.data.builtin import register_generated
-from nl_detectron.engine.trainer import Trainer, build_evaluator
+from nl_detectron.engine import Trainer
+from nl_detectron.evaluation import build_evaluator
 from nl_detectron.inference import Predictor
 
 from .measure import alternate
@@ -95,7 +96,7 @@ def make_sides(folder: Path, size: int, device: str) -> list[Side]:
     sides = [Side(STOCK, loop)]
     for dtype in GOALS:
         predictor = Predictor(
-            cfg, weights, device=device, dtype=dtype, confidence_threshold=THRESHOLD
+            weights, cfg, device=device, dtype=dtype, confidence_threshold=THRESHOLD
         )
         sides.append(Side(dtype, partial(_predict_all, predictor)))
     return sides
@@ -247,7 +248,7 @@ def _evaluate(cfg: CfgNode, name: str, folder: Path, device: str) -> dict[str, f
                 yield stock(read_image(file, format="BGR"))["instances"]
 
     else:
-        ours = Predictor(cfg, weights, device=device, dtype=name, confidence_threshold=THRESHOLD)
+        ours = Predictor(weights, cfg, device=device, dtype=name, confidence_threshold=THRESHOLD)
 
         def predict(files: Sequence[str]) -> Iterator[Instances]:
             yield from ours.stream(files)

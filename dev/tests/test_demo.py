@@ -9,7 +9,7 @@ import cv2
 import pytest
 
 from dev.demo import format_results, read_results, run_demo
-from nl_detectron.engine import UsageError
+from nl_detectron.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -151,9 +151,10 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         if problem is None:
             return
         if self.allow_missing:
-            logger.warning(f"Going on as --allow-missing says, although {problem}")
+            logger.warning(f"Going on as allow_missing says, although {problem}")
             return
         raise CheckpointError(
             f"the weights do not fit the model: {problem}. The log has a table of all; "
-            "--allow-missing goes on all the same"
+            "allow_missing=True goes on all the same",
+            arguments=["allow_missing"],
         )

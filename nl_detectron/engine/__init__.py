@@ -1,19 +1,16 @@
-from ..errors import UsageError, usage_errors
+from .checks import check_cfg, check_lazy_cfg
+from .config import cfg_from_text, load_cfg, load_lazy_cfg
 from .launch import launch
-from .lazy import build_model_of, check_lazy_cfg, load_lazy_cfg
-from .setup import argument_parser, check_cfg, load_cfg
-from .trainer import Trainer, build_evaluator
+from .lazy import build_model_of
+from .trainer import Trainer
 
 __all__ = [
     "Trainer",
-    "UsageError",
-    "argument_parser",
-    "build_evaluator",
     "build_model_of",
+    "cfg_from_text",
     "check_cfg",
     "check_lazy_cfg",
     "launch",
     "load_cfg",
     "load_lazy_cfg",
-    "usage_errors",
 ]

@@ -1,13 +1,15 @@
-"""Detectron2's launch, for CPU processes too."""
+"""Several processes, as Detectron2 has them, on CPUs too."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+from detectron2.engine import create_ddp_model
 from detectron2.engine import launch as detectron2_launch
+from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
 from ..errors import usage_errors
@@ -20,25 +22,33 @@ def num_cpu_cores() -> int:
     return os.cpu_count() or 1
 
 
-def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
-    """Runs ``main(args)`` in ``args.num_gpus`` processes: one a GPU or, without CUDA, on the CPU.
+def launch(
+    main: Callable[..., object],
+    num_gpus_per_machine: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str | None = None,
+    args: tuple[Any, ...] = (),
+) -> None:
+    """Runs ``main(*args)`` in processes: one a GPU or, without CUDA, on the CPU.
 
     Args:
         main: the function that each process runs; importable, as for :mod:`multiprocessing`.
-        args: as parsed by :func:`detectron2.engine.default_argument_parser`.
+        num_gpus_per_machine, num_machines, machine_rank, dist_url: see
+            :func:`detectron2.engine.launch`.
     """
-    if args.num_gpus > 1 and not torch.cuda.is_available():
+    if num_gpus_per_machine > 1 and not torch.cuda.is_available():
         # Without it each process would start a thread for every core.
-        threads = max(num_cpu_cores() // args.num_gpus, 1)
+        threads = max(num_cpu_cores() // num_gpus_per_machine, 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
         detectron2_launch(
-            main if args.num_gpus == 1 else partial(_with_usage_errors, main),
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
+            main if num_gpus_per_machine == 1 else partial(_with_usage_errors, main),
+            num_gpus_per_machine,
+            num_machines=num_machines,
+            machine_rank=machine_rank,
+            dist_url=dist_url,
+            args=args,
         )
     except ProcessExitedException as error:
         if error.exit_code != 2:
@@ -46,7 +56,14 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         sys.exit(2)  # the process has said why
 
 
-def _with_usage_errors(main: Callable[[argparse.Namespace], object], args: argparse.Namespace):
+def ddp(model: nn.Module, device: str, **options: Any) -> nn.Module:
+    """Detectron2's model for several processes; DDP refuses device_ids for one on the CPU."""
+    if torch.device(device).type == "cpu":
+        options["device_ids"] = None
+    return create_ddp_model(model, **options)
+
+
+def _with_usage_errors(main: Callable[..., object], *args: Any) -> None:
     # Of a process of several, only the exit code comes back.
     with usage_errors():
-        main(args)
+        main(*args)

@@ -1,14 +1,12 @@
 """Training and evaluation of LazyConfigs, as Detectron2's tools/lazyconfig_train_net.py does."""
 
-import argparse
 from collections import OrderedDict
+from collections.abc import Sequence
 
-import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
-    create_ddp_model,
     default_writers,
     hooks,
 )
@@ -16,89 +14,32 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
-from ..errors import UsageError, did_you_mean
+from ..errors import UsageError
+from .checks import check_model
+from .config import load_cfg, load_lazy_cfg
+from .launch import ddp
 from .monitor import NonLocalMonitor
-from .setup import (
-    check_dataset_files,
-    check_model,
-    check_output_dir,
-    check_weights,
-    load_cfg,
-    resolve_config_file,
-)
 from .trainer import log_start
 
-# What Detectron2's default_setup reads from `train` although configs/common/train.py lacks it
-OPTIONAL_TRAIN_KEYS = ("seed", "cudnn_benchmark", "float32_precision")
 
-
-def load_lazy_cfg(args: argparse.Namespace) -> DictConfig:
-    """The LazyConfig of ``--config-file`` with the trailing ``key=value`` overrides.
-
-    ``train.device`` becomes ``cpu`` where there is no CUDA, unless an override sets it.
+def build_model_of(config_file: str, opts: Sequence[str] = (), *, trust: bool = False) -> nn.Module:
+    """The model of a config, YAML or LazyConfig, with random weights.
 
     Args:
-        args: as parsed by :func:`detectron2.engine.default_argument_parser`. Where ``config_file``
-            is a name of :mod:`nl_detectron.model_zoo`, the path of that config takes its place.
-
-    Raises:
-        UsageError: if the file does not exist or is no LazyConfig, or if an override names a key
-            that nothing reads.
-    """
-    resolve_config_file(args)
-    if not args.config_file.endswith(".py"):
-        raise UsageError(
-            f"--config-file {args.config_file!r} is no LazyConfig (a .py file); for YAML configs "
-            "use tools/train_net.py"
-        )
-    try:
-        cfg = LazyConfig.load(args.config_file)
-        for override in args.opts:
-            _check_override(cfg, override)
-        cfg = LazyConfig.apply_overrides(cfg, args.opts)
-    except UsageError:
-        raise
-    except Exception as error:  # a config is code, and hydra's grammar has errors of its own
-        message = " ".join(str(error).split())
-        raise UsageError(f"cannot read the config from {args.config_file}: {message}") from error
-    missing = [key for key in ("model", "dataloader", "train") if key not in cfg]
-    if missing:
-        raise UsageError(f"{args.config_file} does not define {', '.join(missing)}")
-    if not torch.cuda.is_available() and not any(o.startswith("train.device=") for o in args.opts):
-        cfg.train.device = "cpu"
-    return cfg
-
-
-def build_model_of(args: argparse.Namespace) -> nn.Module:
-    """The model of ``--config-file``, YAML or LazyConfig, with random weights.
+        config_file, opts, trust: as for :func:`load_cfg` or :func:`load_lazy_cfg`.
 
     Raises:
         UsageError: if the config cannot be read or its model not be built.
     """
-    if args.config_file.endswith(".py"):
-        cfg = load_lazy_cfg(args)
-        return _build(cfg)
-    cfg = load_cfg(args)
+    if config_file.endswith(".py"):
+        return _build(load_lazy_cfg(config_file, opts))
+    cfg = load_cfg(config_file, opts, trust=trust)
     check_model(cfg)
     return build_model(cfg)
-
-
-def check_lazy_cfg(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Checks what a run with this config needs, before it starts.
-
-    Raises:
-        UsageError: naming the value that cannot work and what to do.
-    """
-    check_output_dir("train.output_dir", cfg.train.output_dir)
-    check_weights("train.init_checkpoint", cfg.train.init_checkpoint, cfg.train.output_dir, args)
-    for loader in ("test",) if args.eval_only else ("train", "test"):
-        names = OmegaConf.select(cfg.dataloader, f"{loader}.dataset.names") or ()
-        for name in (names,) if isinstance(names, str) else names:
-            check_dataset_files(name)
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> OrderedDict:
@@ -119,7 +60,7 @@ def evaluate_weights(
     Raises:
         CheckpointError: if a tensor is not in the checkpoint, unless ``allow_missing`` is set.
     """
-    model = _ddp(_build(cfg), cfg)
+    model = ddp(_build(cfg), cfg.train.device)
     checkpointer = NonLocalCheckpointer(
         model,
         cfg.train.output_dir,
@@ -154,7 +95,7 @@ def train(
     model = _build(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    model = _ddp(model, cfg, **options.ddp)
+    model = ddp(model, cfg.train.device, **options.ddp)
     loop = AMPTrainer if options.amp.enabled else SimpleTrainer
     trainer = loop(model, instantiate(cfg.dataloader.train), optimizer)
     checkpointer = NonLocalCheckpointer(
@@ -194,24 +135,3 @@ def _build(cfg: DictConfig) -> nn.Module:
         return instantiate(cfg.model).to(cfg.train.device)
     except ValueError as error:  # such as a place for a block that is not there
         raise UsageError(f"the model of the config cannot be built: {error}") from error
-
-
-def _ddp(model: nn.Module, cfg: DictConfig, **options: object) -> nn.Module:
-    """The model for several processes; DDP refuses device_ids for a model on the CPU."""
-    if torch.device(cfg.train.device).type == "cpu":
-        options["device_ids"] = None
-    return create_ddp_model(model, **options)
-
-
-def _check_override(cfg: DictConfig, override: str) -> None:
-    """Refuses new keys but for arguments of what gets instantiated, which checks them itself."""
-    key = override.partition("=")[0].lstrip("+~")
-    node, path = cfg, ""
-    for name in key.split("."):
-        if not isinstance(node, DictConfig):  # an item of a list, or a value: not for us to judge
-            return
-        if name not in node:
-            if "_target_" in node or (path == "train." and name in OPTIONAL_TRAIN_KEYS):
-                return
-            raise UsageError(f"the config has no key {key}{did_you_mean(name, map(str, node))}")
-        node, path = node[name], f"{path}{name}."

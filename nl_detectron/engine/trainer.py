@@ -1,78 +1,26 @@
 """Detectron2's DefaultTrainer with evaluators by dataset type and the choice of optimizer."""
 
+import logging
 import os
 import weakref
 from collections import OrderedDict
-from functools import partial
-from unittest import mock
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, create_ddp_model, defaults, hooks
-from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
-    COCOPanopticEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-    LVISEvaluator,
-    PascalVOCDetectionEvaluator,
-    SemSegEvaluator,
-    verify_results,
-)
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
-from ..evaluation import COCOEvaluator
+from ..evaluation import build_evaluator
 from ..log import logger
 from ..solver import build_optimizer
+from .launch import ddp
 from .monitor import NonLocalMonitor
-
-
-def _coco(cfg: CfgNode, name: str, folder: str) -> COCOEvaluator:
-    return COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
-
-
-def _sem_seg(cfg: CfgNode, name: str, folder: str) -> SemSegEvaluator:
-    return SemSegEvaluator(name, distributed=True, output_dir=folder)
-
-
-# By the evaluator_type in a dataset's metadata: builders, called with the config, the dataset's
-# name and the output folder
-EVALUATORS = {
-    "coco": (_coco,),
-    "coco_panoptic_seg": (
-        _sem_seg,
-        _coco,
-        lambda cfg, name, folder: COCOPanopticEvaluator(name, folder),
-    ),
-    "sem_seg": (_sem_seg,),
-    "lvis": (lambda cfg, name, folder: LVISEvaluator(name, output_dir=folder),),
-    "pascal_voc": (lambda cfg, name, folder: PascalVOCDetectionEvaluator(name),),
-    "cityscapes_instance": (lambda cfg, name, folder: CityscapesInstanceEvaluator(name),),
-    "cityscapes_sem_seg": (lambda cfg, name, folder: CityscapesSemSegEvaluator(name),),
-}
-
-
-def build_evaluator(
-    cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-) -> DatasetEvaluator:
-    """The evaluator that fits the ``evaluator_type`` in the dataset's metadata.
-
-    Args:
-        output_folder: where predictions and figures go; by default ``OUTPUT_DIR/inference``.
-
-    Raises:
-        KeyError: if there is no evaluator for the type.
-    """
-    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-    builders = EVALUATORS[MetadataCatalog.get(dataset_name).evaluator_type]
-    evaluators = [build(cfg, dataset_name, folder) for build in builders]
-    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
 class Trainer(DefaultTrainer):
@@ -86,15 +34,30 @@ class Trainer(DefaultTrainer):
             trust_checkpoint, allow_missing: ``trust`` and ``allow_missing`` of
                 :class:`NonLocalCheckpointer`.
         """
-        self._loading = {"trust": trust_checkpoint, "allow_missing": allow_missing}
-        if torch.device(cfg.MODEL.DEVICE).type != "cpu":
-            super().__init__(cfg)
-            return
-        # DefaultTrainer gives DDP a device_ids, which DDP refuses for a model on the CPU, and has
-        # no hook between the two.
-        on_cpu = partial(create_ddp_model, device_ids=None)
-        with mock.patch.object(defaults, "create_ddp_model", on_cpu):
-            super().__init__(cfg)
+        # In the place of DefaultTrainer's own, which gives DDP device_ids that DDP refuses for a
+        # model on the CPU, and another checkpointer.
+        super(DefaultTrainer, self).__init__()
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = ddp(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
+        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = loop(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = NonLocalCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            cfg=cfg,
+            safetensors=cfg.SOLVER.CHECKPOINT_SAFETENSORS,
+            trainer=weakref.proxy(self),
+            trust=trust_checkpoint,
+            allow_missing=allow_missing,
+        )
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -107,15 +70,6 @@ class Trainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        # The last step of super().__init__(), whose own checkpointer no hook has yet.
-        self.checkpointer = NonLocalCheckpointer(
-            self.model,
-            self.cfg.OUTPUT_DIR,
-            cfg=self.cfg,
-            safetensors=self.cfg.SOLVER.CHECKPOINT_SAFETENSORS,
-            trainer=weakref.proxy(self),
-            **self._loading,
-        )
         ret = super().build_hooks()
         ret.insert(0, NonLocalMonitor(self.model))  # before the hook that writes what it found
         if self.cfg.TEST.AUG.ENABLED:
@@ -186,5 +140,5 @@ def log_start(
         logger.info(f"Resumed{where} from {checkpointer.get_checkpoint_file()}")
         return
     if resume:
-        logger.warning(f"--resume: there is no checkpoint in {checkpointer.save_dir} yet")
+        logger.warning(f"resume: there is no checkpoint in {checkpointer.save_dir} yet")
     logger.info(f"Starting{where} from {weights or 'random weights (no checkpoint is named)'}")

@@ -8,13 +8,9 @@ Shape shorthand in this module:
     R: detected instances, whose 14x14 grids are the maps of blocks in the keypoint head
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,111 +19,35 @@ from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..engine import UsageError
-from ..layers import DISTRIBUTIONS, NonLocalBlock
-
-if TYPE_CHECKING:
-    from .predictor import Predictor
+from ..errors import UsageError
+from ..layers import NonLocalBlock
+from ..structures import Attention, AttentionMap
 
 
-@dataclass(frozen=True)
-class AttentionMap:
-    """The affinity of one query point to all keys of one block.
-
-    Attributes:
-        point: the index of the query point.
-        block: the block's name in the model, such as ``backbone.bottom_up.res4.nl4``.
-        pairwise: its pairwise function.
-        query: the point, (x, y) in the image's pixels.
-        weights: float32 (h, w).
-        x_edges: where the columns of keys begin and end in the image, in pixels, (w + 1,). They can
-            lie beyond the image, in what was padded.
-        y_edges: the same of the rows, (h + 1,).
-        instance: the index of the detected instance on whose grid a keypoint head's block works.
-    """
-
-    point: int
-    block: str
-    pairwise: str
-    query: tuple[float, float]
-    weights: np.ndarray
-    x_edges: np.ndarray
-    y_edges: np.ndarray
-    instance: int | None = None
-
-    @property
-    def is_distribution(self) -> bool:
-        """Whether the weights are positive and sum to 1; they are signed otherwise."""
-        return self.pairwise in DISTRIBUTIONS
-
-    def strongest(
-        self, k: int, image_size: tuple[int, int] | None = None
-    ) -> list[tuple[float, float, float]]:
-        """The k keys of the largest weights, by falling weight.
-
-        Args:
-            image_size: (H, W); keys whose centre is outside, in the padding, are left out.
-
-        Returns:
-            x and y of each key's centre in the image's pixels, and its weight.
-        """
-        xs, ys = (edges[:-1] / 2 + edges[1:] / 2 for edges in (self.x_edges, self.y_edges))
-        found = []
-        for index in np.argsort(-self.weights, axis=None, kind="stable"):
-            row, column = np.unravel_index(index, self.weights.shape)
-            x, y = float(xs[column]), float(ys[row])
-            if image_size is None or (0 <= x < image_size[1] and 0 <= y < image_size[0]):
-                found.append((x, y, float(self.weights[row, column])))
-            if len(found) == k:
-                break
-        return found
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The attention of all blocks to all query points of an image.
-
-    Attributes:
-        image: uint8 (H, W, 3) BGR.
-        instances: what was detected.
-        points: the query points.
-        blocks: names of the model's non-local blocks, in the order in which they run.
-        maps: for each point, one for each block that has it. A block in the keypoint head has
-            those points only that are in the box of a detected instance.
-    """
-
-    image: np.ndarray
-    instances: Instances
-    points: list[tuple[float, float]]
-    blocks: list[str]
-    maps: list[AttentionMap]
-
-    def of(self, point: int, block: str) -> AttentionMap | None:
-        """The map of a point, by its index, and a block; None where there is none."""
-        return next((m for m in self.maps if m.point == point and m.block == block), None)
-
-
-def attention(
-    predictor: Predictor,
-    image: np.ndarray | str | Path,
-    points: Sequence[tuple[float, float]] | None = None,
+def attend(
+    model: nn.Module,
+    image: np.ndarray,
+    points: Sequence[tuple[float, float]] | None,
+    predict: Callable[[np.ndarray], Instances],
+    input_size: tuple[int, int],
 ) -> Attention:
-    """The affinity of query points to all keys, for each non-local block of the model.
+    """The affinity of query points to all keys, for each non-local block of a model.
 
     Args:
-        image: uint8 (H, W, 3) BGR, or a path.
+        model: a detector of Detectron2's.
+        image: uint8 (H, W, 3) BGR.
         points: (x, y) in the image's pixels; by default the centre of each detected instance's
             box.
+        predict: has the model predict on the image.
+        input_size: (H, W) to which that resizes it.
 
     Raises:
-        UsageError: if the model has no non-local block, the image cannot be read, or a point is
-            outside of it.
+        UsageError: if the model has no non-local block, or a point is outside of the image.
     """
-    check_has_blocks(predictor.model)
-    image = predictor.load(image)
+    check_has_blocks(model)
     check_points(points or (), image)
-    with _trace(predictor.model) as trace:
-        instances = predictor(image)
+    with _trace(model) as trace:
+        instances = predict(image)
     rois = []
     if instances.has("roi"):  # where there is a keypoint head
         rois = instances.roi.tolist()
@@ -140,11 +60,11 @@ def attention(
         owners = {i: owner for i, owner in found if owner is not None}
 
     queries = dict(enumerate(points))
-    scale = np.divide(predictor.input_size(image), image.shape[:2])
+    scale = np.divide(input_size, image.shape[:2])
     maps = []
     for name, (block, x) in trace.inputs.items():
         if name not in trace.roi_blocks:
-            stride = _stride(predictor.model, block) or trace.padded / np.array(x.shape[2:])
+            stride = _stride(model, block) or trace.padded / np.array(x.shape[2:])
             y_edges, x_edges = (
                 np.arange(size + 1) * step / factor
                 for size, step, factor in zip(x.shape[2:], stride, scale, strict=True)

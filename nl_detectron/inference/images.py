@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..engine import UsageError
+from ..errors import UsageError
 
 # A 100-megapixel picture takes 0.3 GB, and its drawing a few times that.
 MAX_PIXELS = 100_000_000
@@ -109,7 +109,9 @@ def _expand(value: str, exclude: Path | None) -> Iterator[tuple[Path, Path]]:
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if _is_listed(file, path, exclude))
         if not found:
-            raise UsageError(f"--input {value}: the folder holds no images or videos")
+            raise UsageError(
+                f"input {value}: the folder holds no images or videos", arguments=["input"]
+            )
         yield from ((file, file.relative_to(path)) for file in found)
     elif path.exists():
         yield path, Path(path.name)
@@ -117,10 +119,10 @@ def _expand(value: str, exclude: Path | None) -> Iterator[tuple[Path, Path]]:
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         files = [match for match in matches if match.is_file()]
         if not files:
-            raise UsageError(f"--input {value}: no file matches")
+            raise UsageError(f"input {value}: no file matches", arguments=["input"])
         yield from ((file, Path(file.name)) for file in files)
     else:
-        raise UsageError(f"--input {value} does not exist")
+        raise UsageError(f"input {value} does not exist", arguments=["input"])
 
 
 def _is_listed(file: Path, folder: Path, exclude: Path | None) -> bool:

@@ -1,9 +1,7 @@
 """A trained model as one call: an image in, Detectron2's Instances out."""
 
-import argparse
 import copy
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,10 +19,11 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer, read_config
-from ..engine import load_cfg
+from ..engine.config import cfg_from_text, load_cfg
 from ..errors import UsageError, did_you_mean
+from ..structures import Attention
 from .ahead import Item, ahead
-from .attention import Attention, attention
+from .attention import attend
 from .images import ImageError, read_image
 from .optimize import DTYPES, optimize_for_inference
 
@@ -38,7 +37,7 @@ MAX_WORKERS = 8
 class Predictor:
     """Detects, segments and finds keypoints with a trained model.
 
-    >>> predictor = Predictor("configs/mine.yaml", "output/model_final.pth")
+    >>> predictor = Predictor("output/model_final.pth")
     >>> instances = predictor("image.jpg")
 
     Attributes:
@@ -50,8 +49,8 @@ class Predictor:
 
     def __init__(
         self,
-        config: str | Path | CfgNode | None,
         weights: str | Path,
+        config: str | Path | CfgNode | None = None,
         *,
         device: str | None = None,
         dtype: str = "float32",
@@ -62,9 +61,9 @@ class Predictor:
     ):
         """
         Args:
-            config: a config, its file or name in our model zoo, or None for the one that is kept
-                with the weights.
             weights: a checkpoint's path, or an address that Detectron2 resolves.
+            config: a config, its file or name in our model zoo; by default the one that is kept
+                with the weights.
             device: by default CUDA where there is a GPU, else the CPU.
             dtype: "float32", whose detections are Detectron2's own within rounding, or "bfloat16",
                 which is faster where the hardware has it.
@@ -80,10 +79,17 @@ class Predictor:
         """
         check_threshold(confidence_threshold)
         if dtype not in DTYPES:
-            raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+            raise UsageError(
+                f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}", arguments=["dtype"]
+            )
         weights = str(weights)
+        if weights.endswith((".yaml", ".yml", ".py")):
+            raise UsageError(
+                f"weights {weights} is a config; weights come first, then config",
+                arguments=["weights"],
+            )
         if not urlparse(weights).scheme and not os.path.isfile(weights):
-            raise UsageError(f"--weights {weights} does not exist")
+            raise UsageError(f"weights {weights} does not exist", arguments=["weights"])
         if isinstance(config, CfgNode):
             cfg = config.clone()
             cfg.defrost()
@@ -186,8 +192,19 @@ class Predictor:
         image: np.ndarray | str | Path,
         points: Sequence[tuple[float, float]] | None = None,
     ) -> Attention:
-        """What each non-local block relates to query points; see :func:`.attention.attention`."""
-        return attention(self, image, points)
+        """What each non-local block relates to query points of an image.
+
+        Args:
+            image: as for :meth:`__call__`.
+            points: (x, y) in the image's pixels; by default the centre of each detected instance's
+                box.
+
+        Raises:
+            UsageError: if the model has no non-local block, the image cannot be read, or a point is
+                outside of it.
+        """
+        image = self.load(image)
+        return attend(self.model, image, points, self, self.input_size(image))
 
     def load(self, image: np.ndarray | str | Path) -> np.ndarray:
         """The image as an array that the model can take; see :meth:`__call__`."""
@@ -256,7 +273,10 @@ class Predictor:
 def check_threshold(value: float) -> None:
     """Raises a UsageError unless the value is a score."""
     if not 0 <= value <= 1:
-        raise UsageError(f"--confidence-threshold must be from 0 to 1, got {value:g}")
+        raise UsageError(
+            f"confidence_threshold must be from 0 to 1, got {value:g}",
+            arguments=["confidence_threshold"],
+        )
 
 
 def resolve_device(device: str | None) -> str:
@@ -270,29 +290,28 @@ def resolve_device(device: str | None) -> str:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise UsageError(f"--device {device!r} is no device; use cuda or cpu") from None
+        raise UsageError(
+            f"device {device!r} is no device; use cuda or cpu", arguments=["device"]
+        ) from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {device}: PyTorch sees no CUDA device here; use cpu")
+        raise UsageError(
+            f"device {device}: PyTorch sees no CUDA device here; use cpu", arguments=["device"]
+        )
     return device
 
 
 def _load_cfg(config: str | Path | None, weights: str, opts: Sequence[str], trust: bool) -> CfgNode:
     """The config of a model: the file given, or else what is kept with the weights."""
-    args = argparse.Namespace(opts=list(opts), trust_checkpoint=trust)
     if config is not None:
-        args.config_file = str(config)
-        return load_cfg(args)
+        return load_cfg(config, opts, trust=trust)
     text = read_config(weights, trust=trust)
     if text is None:
         raise UsageError(
-            f"which config are {weights} of? Give --config-file: there is none inside the file, "
-            "nor a config.yaml beside it, where training writes it"
+            f"which config are {weights} of? Give config_file: there is none inside the file, nor "
+            "a config.yaml beside it, where training writes it",
+            arguments=["config_file"],
         )
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, f"config of {Path(weights).name}")
-        file.write_text(text, encoding="utf-8")
-        args.config_file = str(file)
-        return load_cfg(args)
+    return cfg_from_text(text, opts, source=f"config of {Path(weights).name}", trust=trust)
 
 
 def _metadata(cfg: CfgNode) -> Metadata:
@@ -311,5 +330,7 @@ def _class_indices(classes: Sequence[str], names: Sequence[str]) -> list[int]:
         if name not in names:
             few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             hint = did_you_mean(name, names) or f"; it has {few}"
-            raise UsageError(f"--classes {name!r} is no class of this model{hint}")
+            raise UsageError(
+                f"classes: {name!r} is no class of this model{hint}", arguments=["classes"]
+            )
     return [names.index(name) for name in classes]

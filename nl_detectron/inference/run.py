@@ -16,8 +16,8 @@ import torch
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from ..engine import UsageError
-from ..engine.setup import check_output_dir
+from ..engine.checks import check_output_dir
+from ..errors import UsageError
 from ..visualization import draw_attention, draw_attention_sheet, draw_instances
 from .ahead import ahead
 from .attention import check_has_blocks
@@ -94,7 +94,7 @@ def predict_files(
             return
         image, instances = predicted
         drawn = draw_instances(image, instances, predictor.metadata)
-        if results is not None:  # before the picture, by which --resume knows what is done
+        if results is not None:  # before the picture, by which resume knows what is done
             results.add(item, predictor.to_coco(instances))
         write_image(file, drawn)
 
@@ -290,11 +290,12 @@ def _read_lines(file: Path) -> Iterator[dict]:
 
 
 def _check_output(output: Path, inputs: Sequence[Input]) -> None:
-    check_output_dir("--output", str(output))
+    check_output_dir("output", str(output))
     sources = {item.path.resolve() for item in inputs}
     for item in inputs:
         if (output / item.output).resolve() in sources:
             raise UsageError(
-                f"--output {output}: the drawing of {item.path} would overwrite an input; choose "
-                "another folder"
+                f"output {output}: the drawing of {item.path} would overwrite an input; choose "
+                "another folder",
+                arguments=["output"],
             )

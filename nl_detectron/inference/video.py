@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from detectron2.structures import Instances
 
-from ..engine import UsageError
+from ..errors import UsageError
 from .images import ImageError
 
 CODECS = ("avc1", "mp4v")  # H.264, where OpenCV has an encoder for it, plays in more places
@@ -123,8 +123,9 @@ def load_tracker() -> type:
         from detectron2.tracking import BBoxIOUTracker
     except ImportError as error:
         raise UsageError(
-            f"--track needs scipy, which Detectron2's trackers import ({error}); install it with: "
-            "pip install scipy"
+            f"track needs scipy, which Detectron2's trackers import ({error}); install it with: "
+            "pip install scipy",
+            arguments=["track"],
         ) from None
     return BBoxIOUTracker
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 
-from ..engine import UsageError
+from ..errors import UsageError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TIMEOUT = 300  # seconds, on a busy machine

@@ -1,6 +1,5 @@
 """From a run's folder to its report."""
 
-import argparse
 import functools
 import json
 import math
@@ -20,7 +19,9 @@ from matplotlib.figure import Figure
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from ..engine import UsageError, load_cfg
+from ..engine.config import load_cfg
+from ..errors import UsageError
+from ..evaluation import TaskResult, evaluate_in_detail
 from ..inference import Predictor, read_image
 from ..inference.attention import check_has_blocks
 from ..visualization import (
@@ -31,7 +32,6 @@ from ..visualization import (
     read_metrics,
 )
 from . import page
-from .evaluation import TaskResult, evaluate
 
 QUALITIES = (88, 70, 45)  # of JPEGs; the next one is taken where a page would be too large
 PICTURE_WIDTH = 960
@@ -97,7 +97,7 @@ def _read_run(run: Path) -> CfgNode:
             raise UsageError(
                 f"{run} is no folder of a training run: it has no {name}; give its OUTPUT_DIR"
             )
-    return load_cfg(argparse.Namespace(config_file=str(run / "config.yaml"), opts=[]))
+    return load_cfg(run / "config.yaml")
 
 
 def _curves(run: Path) -> str:
@@ -135,7 +135,9 @@ class _Evaluation:
         if results:
             truth = _read_coco(self.metadata.json_file)
             sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-            self.tasks = evaluate(truth, results, kpt_oks_sigmas=sigmas, min_score=min_score)
+            self.tasks = evaluate_in_detail(
+                truth, results, kpt_oks_sigmas=sigmas, min_score=min_score
+            )
 
     def sections(self, num_images: int, quality: int) -> list[str]:
         if not self.tasks:
@@ -265,7 +267,7 @@ def _attention_sheets(
     """Pictures of what the blocks relate, by the images' names, and a note on them."""
     if not weights.is_file():
         return {}, f"There are no weights {weights}."
-    predictor = Predictor(cfg, weights, device=device)
+    predictor = Predictor(weights, cfg, device=device)
     try:
         check_has_blocks(predictor.model)
     except UsageError:

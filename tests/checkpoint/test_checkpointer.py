@@ -262,10 +262,11 @@ def test_what_stops_a_training(tmp_path, log, change, message):
     checkpointer = NonLocalCheckpointer(twin("mask"))
     with pytest.raises(CheckpointError, match=message) as error:
         checkpointer.load(path)
-    assert "--allow-missing" in str(error.value)
+    assert "allow_missing=True goes on" in str(error.value)
+    assert "--allow-missing goes on" in error.value.on_command_line()
     allowed = twin("mask")
     NonLocalCheckpointer(allowed, allow_missing=True).load(path)
-    assert "Going on as --allow-missing says" in log.text
+    assert "Going on as allow_missing says" in log.text
     kept = {n: v for n, v in weights.items() if n in allowed.state_dict()}
     kept = {n: v for n, v in kept.items() if v.shape == allowed.state_dict()[n].shape}
     assert_loaded(allowed, kept)

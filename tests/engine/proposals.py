@@ -43,7 +43,7 @@ OPTIONS = {
 def main(args) -> None:
     register_coco_instances("proposals", {}, *sys.argv[1:3])
     args.opts = [item for pair in OPTIONS.items() for item in pair] + args.opts
-    cfg = load_cfg(args)
+    cfg = load_cfg(args.config_file, args.opts)
     default_setup(cfg, args)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
@@ -51,4 +51,5 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args(sys.argv[3:]))
+    arguments = default_argument_parser().parse_args(sys.argv[3:])
+    launch(main, arguments.num_gpus, dist_url=arguments.dist_url, args=(arguments,))

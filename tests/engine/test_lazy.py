@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 from omegaconf import DictConfig
 
 from nl_detectron.checkpoint import CheckpointError
-from nl_detectron.engine import UsageError, build_model_of, check_lazy_cfg, load_lazy_cfg
+from nl_detectron.engine import build_model_of, check_lazy_cfg, load_lazy_cfg
+from nl_detectron.engine.config import resolve_config_file
 from nl_detectron.engine.lazy import evaluate_weights, train
+from nl_detectron.errors import UsageError
 
 from .conftest import TOOLS, needs_two_cores
 
@@ -49,12 +50,8 @@ def config(tmp_path, small_sets) -> str:
     return str(file)
 
 
-def parse(config: str, *opts: str):
-    return default_argument_parser().parse_args(["--config-file", config, *opts])
-
-
 def load(config: str, output: Path, *opts: str) -> DictConfig:
-    return load_lazy_cfg(parse(config, f"train.output_dir={output}", "train.device=cpu", *opts))
+    return load_lazy_cfg(config, [f"train.output_dir={output}", "train.device=cpu", *opts])
 
 
 def last_metrics(output: Path) -> dict[str, float]:
@@ -113,13 +110,13 @@ def test_the_script_in_two_processes_on_the_cpu(tmp_path, generated_sets):
 
 def test_the_device_is_the_cpu_where_there_is_no_cuda(config):
     expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert load_lazy_cfg(parse(config)).train.device == expected
-    assert load_lazy_cfg(parse(config, "train.device=meta")).train.device == "meta"
+    assert load_lazy_cfg(config).train.device == expected
+    assert load_lazy_cfg(config, ["train.device=meta"]).train.device == "meta"
 
 
 def test_overrides(config):
     opts = ("train.max_iter=7", "train.seed=3", "model.roi_heads.box_predictor.loss_weight=2")
-    cfg = load_lazy_cfg(parse(config, *opts))
+    cfg = load_lazy_cfg(config, opts)
     assert (cfg.train.max_iter, cfg.train.seed) == (7, 3)
     assert cfg.model.roi_heads.box_predictor.loss_weight == 2
 
@@ -135,7 +132,7 @@ def test_overrides(config):
 )
 def test_refuses_overrides_that_nothing_reads(config, opt, message):
     with pytest.raises(UsageError, match=message):
-        load_lazy_cfg(parse(config, opt))
+        load_lazy_cfg(config, [opt])
 
 
 @pytest.mark.parametrize(
@@ -150,9 +147,9 @@ def test_refuses_overrides_that_nothing_reads(config, opt, message):
     ],
 )
 def test_refuses_what_cannot_run(config, opts, message, tmp_path):
-    args = parse(config, f"train.output_dir={tmp_path}", *opts)
+    cfg = load_lazy_cfg(config, [f"train.output_dir={tmp_path}", *opts])
     with pytest.raises(UsageError, match=message):
-        check_lazy_cfg(load_lazy_cfg(args), args)
+        check_lazy_cfg(cfg)
 
 
 @pytest.mark.parametrize(
@@ -166,20 +163,19 @@ def test_refuses_what_cannot_run(config, opts, message, tmp_path):
 def test_refuses_files_that_are_no_lazy_config(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=message):
-        load_lazy_cfg(parse(str(tmp_path / name)))
+        load_lazy_cfg(tmp_path / name)
 
 
 def test_refuses_places_that_the_model_does_not_have():
     place = "model.backbone.bottom_up.non_local_after=[res4.6]"
     with pytest.raises(UsageError, match="no residual block 'res4.6'.*res4.0 to res4.5"):
-        build_model_of(parse(ZOO, place))
+        build_model_of(ZOO, [place])
 
 
 def test_names_of_the_zoo_and_their_models():
-    args = parse(ZOO)
-    lazy = build_model_of(args)
-    assert Path(args.config_file).is_file()  # which Detectron2's default_setup then copies
-    yaml = build_model_of(parse(ZOO.replace(".py", ".yaml")))
+    lazy = build_model_of(ZOO)
+    assert Path(resolve_config_file(ZOO)).is_file()
+    yaml = build_model_of(ZOO.replace(".py", ".yaml"))
     assert lazy.state_dict().keys() == yaml.state_dict().keys()
     with pytest.raises(UsageError, match="the closest are"):
-        load_lazy_cfg(parse("mask_rcnn_R_50_nl.py"))
+        load_lazy_cfg("mask_rcnn_R_50_nl.py")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.engine import default_argument_parser
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     DatasetEvaluators,
@@ -15,8 +14,8 @@ from detectron2.evaluation import (
 )
 
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
-from nl_detectron.engine import Trainer, build_evaluator, load_cfg
-from nl_detectron.evaluation import COCOEvaluator
+from nl_detectron.engine import Trainer, load_cfg
+from nl_detectron.evaluation import COCOEvaluator, build_evaluator
 
 from .conftest import CONFIGS, TOOLS, needs_two_cores
 
@@ -28,10 +27,10 @@ CONFIG_FILES = {
 
 def quick_cfg(kind: str, small_sets: dict[str, str], output: Path, *opts: str):
     datasets = ("DATASETS.TRAIN", f"('{small_sets[kind]}',)", "DATASETS.TEST")
-    arguments = ("--config-file", str(CONFIG_FILES[kind]), *datasets, f"('{small_sets[kind]}',)")
+    datasets += (f"('{small_sets[kind]}',)",)
     schedule = ("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", str(output))
     device = ("MODEL.DEVICE", "cpu")
-    return load_cfg(default_argument_parser().parse_args([*arguments, *schedule, *device, *opts]))
+    return load_cfg(CONFIG_FILES[kind], [*datasets, *schedule, *device, *opts])
 
 
 def last_metrics(output: Path) -> dict[str, float]:
@@ -83,7 +82,7 @@ def test_trains_evaluates_and_resumes(kind, small_sets, tmp_path, log):
 def test_resume_without_a_checkpoint_says_so(small_sets, tmp_path, log):
     trainer = Trainer(quick_cfg("shapes", small_sets, tmp_path))
     trainer.resume_or_load(resume=True)
-    assert f"--resume: there is no checkpoint in {tmp_path} yet" in log.text
+    assert f"resume: there is no checkpoint in {tmp_path} yet" in log.text
     assert "Starting on cpu at iteration 0 from random weights" in log.text
 
 

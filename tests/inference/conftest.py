@@ -6,7 +6,7 @@ from nl_detectron import Predictor
 
 @pytest.fixture(scope="session", params=["shapes", "people"])
 def predictor(request, weights) -> Predictor:
-    return Predictor(None, weights[request.param], confidence_threshold=0, device="cpu")
+    return Predictor(weights[request.param], confidence_threshold=0, device="cpu")
 
 
 @pytest.fixture

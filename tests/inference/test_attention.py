@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.modeling.backbone import Backbone
 
 from nl_detectron import NonLocalBlock, Predictor, add_non_local_config, insert_non_local
-from nl_detectron.engine import UsageError
+from nl_detectron.errors import UsageError
 from nl_detectron.inference import AttentionMap
 from nl_detectron.inference.attention import DISTRIBUTIONS
 from nl_detectron.visualization import draw_attention, draw_attention_sheet, heat_map
@@ -71,7 +71,7 @@ def brightness_predictor(pairwise: str, sub_sample: bool, test_size: int, tmp_pa
     cfg.MODEL.DEVICE = "cpu"
     file = tmp_path / "model.pth"
     torch.save({"model": build_model(cfg).state_dict()}, file)
-    return Predictor(cfg, file)
+    return Predictor(file, cfg)
 
 
 @pytest.mark.parametrize("pairwise", ["gaussian", "embedded_gaussian", "dot_product"])
@@ -158,13 +158,13 @@ def narrow_resnet_predictor(tmp_path):
     cfg.INPUT.MIN_SIZE_TEST = 0
     model = build_model(cfg)
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    predictor = Predictor(cfg, tmp_path / "model.pth")
+    predictor = Predictor(tmp_path / "model.pth", cfg)
     insert_non_local(predictor.model, ["res3.0", "res4.4"], sub_sample=False)
     return predictor
 
 
 def test_all_places_of_a_model(weights, picture):
-    predictor = Predictor(None, weights["people"], confidence_threshold=0, device="cpu")
+    predictor = Predictor(weights["people"], confidence_threshold=0, device="cpu")
     attention = predictor.attention(picture)
     heads = [f"roi_heads.keypoint_head.nl{i}" for i in (2, 4)]
     assert attention.blocks == ["backbone.bottom_up.res4.nl4", *heads]
@@ -183,7 +183,7 @@ def test_all_places_of_a_model(weights, picture):
 
 def test_each_instance_sees_its_own_region(weights, picture):
     """Also where some of the head's instances are left out of what the model returns."""
-    predictor = Predictor(None, weights["people"], confidence_threshold=0, device="cpu")
+    predictor = Predictor(weights["people"], confidence_threshold=0, device="cpu")
     everything = predictor.attention(picture)
     block = predictor.model.roi_heads.keypoint_head.nl2
     inputs = []
@@ -213,7 +213,7 @@ def test_each_instance_sees_its_own_region(weights, picture):
 
 
 def test_the_same_point_twice(weights, picture):
-    predictor = Predictor(None, weights["people"], confidence_threshold=0, device="cpu")
+    predictor = Predictor(weights["people"], confidence_threshold=0, device="cpu")
     attention = predictor.attention(picture, [(60, 40), (3, 4), (60, 40)])
     assert [found.point for found in attention.maps if "res4" in found.block] == [0, 1, 2]
     first, again = attention.of(0, attention.blocks[0]), attention.of(2, attention.blocks[0])
@@ -221,7 +221,7 @@ def test_the_same_point_twice(weights, picture):
 
 
 def test_a_point_in_no_box_has_no_map_in_the_head(weights, picture):
-    predictor = Predictor(None, weights["people"], confidence_threshold=1, device="cpu")
+    predictor = Predictor(weights["people"], confidence_threshold=1, device="cpu")
     attention = predictor.attention(picture, [(3, 4)])
     assert len(attention.instances) == 0
     assert [found.block for found in attention.maps] == ["backbone.bottom_up.res4.nl4"]
@@ -242,7 +242,7 @@ def test_a_model_without_blocks(tmp_path, weights, picture):
     content["model"] = {k: v for k, v in content["model"].items() if ".nl4." not in k}
     torch.save(content, tmp_path / "plain.pth")
     opts = ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]
-    predictor = Predictor(None, tmp_path / "plain.pth", device="cpu", opts=opts)
+    predictor = Predictor(tmp_path / "plain.pth", device="cpu", opts=opts)
     with pytest.raises(UsageError, match="no non-local blocks"):
         predictor.attention(picture)
 

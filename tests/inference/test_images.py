@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nl_detectron.engine import UsageError
+from nl_detectron.errors import UsageError
 from nl_detectron.inference import ImageError, find_inputs, read_image
 
 RED = (0, 0, 255)  # BGR

@@ -190,8 +190,8 @@ def attention_of(predictor: Predictor, image: np.ndarray) -> list:
 def test_attention_is_the_same(weights, picture, dtype):
     image = cv2.imread(str(picture))
     options = {"confidence_threshold": 0, "device": "cpu"}
-    optimized = Predictor(None, weights["people"], dtype=dtype, **options)
-    stock = Predictor(None, weights["people"], **options)
+    optimized = Predictor(weights["people"], dtype=dtype, **options)
+    stock = Predictor(weights["people"], **options)
     stock.model = build_model(stock.cfg).eval()
     state = torch.load(weights["people"], weights_only=True)["model"]
     stock.model.load_state_dict(state)

@@ -11,7 +11,7 @@ from detectron2.engine import DefaultPredictor
 from pycocotools import mask as mask_util
 
 from nl_detectron import Predictor
-from nl_detectron.engine import UsageError
+from nl_detectron.errors import UsageError
 from nl_detectron.inference.predictor import resolve_device
 
 
@@ -60,8 +60,8 @@ def test_stream_gives_the_same_in_order(predictor, picture, tmp_path, workers, w
 def test_bfloat16_finds_about_the_same(weights, picture):
     options = {"confidence_threshold": 0, "device": "cpu"}
     for kind in ("shapes", "people"):
-        expected = Predictor(None, weights[kind], **options)(picture)
-        found = Predictor(None, weights[kind], dtype="bfloat16", **options)(picture)
+        expected = Predictor(weights[kind], **options)(picture)
+        found = Predictor(weights[kind], dtype="bfloat16", **options)(picture)
         assert found.pred_boxes.tensor.dtype == found.scores.dtype == torch.float32
         assert float(found.scores[0]) == pytest.approx(float(expected.scores[0]), abs=0.02)
         assert not torch.equal(found.scores, found.scores.bfloat16().float())  # no ties by rounding
@@ -74,12 +74,12 @@ def test_one_pixel(predictor):
 
 
 def test_threshold_and_classes(weights, picture):
-    sure = Predictor(None, weights["shapes"], confidence_threshold=1, device="cpu")
+    sure = Predictor(weights["shapes"], confidence_threshold=1, device="cpu")
     found = sure(picture)
     assert len(found) == 0
     assert sure.to_coco(found) == []
     for name in ("ring", "disc"):
-        only = Predictor(None, weights["shapes"], confidence_threshold=0, classes=[name])
+        only = Predictor(weights["shapes"], confidence_threshold=0, classes=[name])
         assert {only.class_names[index] for index in only(picture).pred_classes} <= {name}
 
 
@@ -90,9 +90,10 @@ def test_threshold_and_classes(weights, picture):
         ({"confidence_threshold": float("nan")}, "must be from 0 to 1, got nan"),
         ({"classes": ["rnig"]}, "'rnig' is no class of this model; did you mean ring"),
         ({"classes": ["zebra"]}, "'zebra' is no class .*disc, ring, square, triangle"),
-        ({"device": "gpu"}, "--device 'gpu' is no device"),
-        ({"dtype": "float64"}, "--dtype must be one of float32, bfloat16, got 'float64'"),
-        ({"weights": "nowhere.pth"}, "--weights nowhere.pth does not exist"),
+        ({"device": "gpu"}, "device 'gpu' is no device"),
+        ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, got 'float64'"),
+        ({"weights": "nowhere.pth"}, "weights nowhere.pth does not exist"),
+        ({"weights": "configs/x.yaml"}, "weights configs/x.yaml is a config; weights come first"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml does not exist"),
         ({"opts": ["MODEL.X", "1"]}, "MODEL.X"),
     ],
@@ -109,21 +110,21 @@ def test_weights_that_cannot_be_loaded(tmp_path, weights):
     config = weights["shapes"].with_name("config.yaml")
     for given in (config, None):
         with pytest.raises(UsageError, match="broken.pth is not loaded: it is cut off"):
-            Predictor(given, broken)
+            Predictor(broken, given)
 
 
 def test_the_config_is_kept_with_the_weights(tmp_path, weights):
     """Inside of what training writes, so that the one file is enough."""
     moved = shutil.copy(weights["shapes"], tmp_path / "moved.pth")
-    assert Predictor(None, moved).cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4
+    assert Predictor(moved).cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4
     content = torch.load(weights["shapes"], weights_only=True)
     torch.save({"model": content["model"]}, tmp_path / "bare.pth")
     with pytest.raises(UsageError, match="which config are .*bare.pth of"):
-        Predictor(None, tmp_path / "bare.pth")
+        Predictor(tmp_path / "bare.pth")
     block = {k: v for k, v in content["model"].items() if ".nl4." not in k}
     torch.save({"model": block}, tmp_path / "plain.pth")
     with pytest.raises(UsageError, match="non-local tensors are missing"):
-        Predictor(weights["shapes"].with_name("config.yaml"), tmp_path / "plain.pth")
+        Predictor(tmp_path / "plain.pth", weights["shapes"].with_name("config.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_device(monkeypatch):
 def test_classes_of_a_dataset_that_is_not_registered_here(weights):
     cfg = get_cfg()
     opts = ["DATASETS.TEST", "('of_another_script',)"]
-    predictor = Predictor(None, weights["shapes"], device="cpu", opts=opts)
+    predictor = Predictor(weights["shapes"], device="cpu", opts=opts)
     assert predictor.class_names == [f"class {i}" for i in range(4)]
     assert cfg.MODEL.WEIGHTS == ""
 

@@ -11,7 +11,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from nl_detectron import Predictor
-from nl_detectron.engine import UsageError
+from nl_detectron.errors import UsageError
 from nl_detectron.inference import find_inputs, predict_files
 from nl_detectron.inference.run import RESULTS_FILE, image_ids
 from nl_detectron.inference.video import Tracker, VideoReader, VideoWriter
@@ -72,7 +72,7 @@ def test_predicts_on_a_folder(predictor, folder, tmp_path, with_threads):
 
 
 def test_a_few_images_are_held_at_a_time(weights, picture, tmp_path, monkeypatch):
-    predictor = Predictor(None, weights["shapes"], confidence_threshold=0, device="cpu")
+    predictor = Predictor(weights["shapes"], confidence_threshold=0, device="cpu")
     for i in range(8):
         (tmp_path / f"images/{i}").mkdir(parents=True)
         shutil.copy(picture, tmp_path / f"images/{i}")
@@ -92,7 +92,7 @@ def test_a_few_images_are_held_at_a_time(weights, picture, tmp_path, monkeypatch
 
 
 def test_resume_does_only_what_is_missing(weights, folder, tmp_path):
-    predictor = Predictor(None, weights["shapes"], confidence_threshold=0, device="cpu")
+    predictor = Predictor(weights["shapes"], confidence_threshold=0, device="cpu")
     output, inputs = tmp_path / "out", find_inputs([folder])
     predict_files(predictor, inputs, output, save_json=True)
     whole = sorted((output / RESULTS_FILE).read_text().splitlines())
@@ -166,7 +166,7 @@ def test_tracking_needs_scipy(predictor, video, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if "detectron2.tracking" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(UsageError, match="--track needs scipy.*pip install scipy"):
+    with pytest.raises(UsageError, match="track needs scipy.*pip install scipy"):
         predict_files(predictor, find_inputs([video]), tmp_path / "out", track=True)
 
 

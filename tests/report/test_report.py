@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 
 from nl_detectron import NonLocalBlock, add_non_local_config
 from nl_detectron.data.builtin import register_generated
-from nl_detectron.engine import UsageError
+from nl_detectron.errors import UsageError
 from nl_detectron.report import find_chromium, screenshot, write_report
 
 from .test_evaluation import results_of, truth  # noqa: F401

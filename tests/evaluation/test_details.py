@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from nl_detectron.data import generate
-from nl_detectron.report.evaluation import evaluate
+from nl_detectron.evaluation import coco, evaluate_in_detail
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,15 @@ def truth(tmp_path_factory) -> COCO:
     folder = tmp_path_factory.mktemp("set") / "people"
     with contextlib.redirect_stdout(io.StringIO()):
         return COCO(str(generate(folder, kind="people", num_images=12, seed=5)))
+
+
+@pytest.fixture(params=["hotcoco", "pycocotools"], autouse=True)
+def evaluator(request, monkeypatch):
+    """By which of the two the figures are computed."""
+    if request.param == "pycocotools":
+        monkeypatch.setattr(coco, "hotcoco", None)
+    elif coco.hotcoco is None:
+        pytest.skip("hotcoco is not installed: requirements/base.txt")
 
 
 def results_of(truth: COCO, *, jitter: float) -> list[dict]:
@@ -38,7 +47,7 @@ def results_of(truth: COCO, *, jitter: float) -> list[dict]:
 
 def test_figures_are_those_of_pycocotools(truth):
     results = results_of(truth, jitter=0.5)
-    found = {task.task: task for task in evaluate(truth, results)}
+    found = {task.task: task for task in evaluate_in_detail(truth, results)}
     assert set(found) == {"bbox", "segm", "keypoints"}
     for task, names in (
         ("bbox", ("AP", "AP50", "AP75", "APs", "APm", "APl")),
@@ -70,7 +79,7 @@ def test_quality_ranks_images(truth):
     extra = next(result for result in results if result["image_id"] == 1)
     results.append({**extra, "bbox": [0, 0, 9, 9]})
     results.append({**extra, "image_id": 2, "bbox": [0, 0, 9, 9], "score": 0.3})  # not sure
-    quality = evaluate(truth, results)[0].quality
+    quality = evaluate_in_detail(truth, results)[0].quality
     assert set(quality) == set(range(1, 13))
     assert quality[spoiled] == quality[missed] == 0
     count = len(truth.getAnnIds(imgIds=[1]))
@@ -80,6 +89,26 @@ def test_quality_ranks_images(truth):
 
 def test_sigmas(truth):
     results = results_of(truth, jitter=1)
-    strict = evaluate(truth, results, kpt_oks_sigmas=[0.001] * 17)[-1]
-    loose = evaluate(truth, results, kpt_oks_sigmas=[0.5] * 17)[-1]
+    strict = evaluate_in_detail(truth, results, kpt_oks_sigmas=[0.001] * 17)[-1]
+    loose = evaluate_in_detail(truth, results, kpt_oks_sigmas=[0.5] * 17)[-1]
     assert strict.overall["AP"] < 5 and loose.overall["AP"] > 95
+
+
+def test_what_training_evaluates_the_report_does(truth, evaluator):
+    """Without iscrowd and area, which hotcoco needs not; and with an annotation of id 0."""
+    results = results_of(truth, jitter=0.5)
+    expected = evaluate_in_detail(truth, results)
+    bare = COCO()
+    bare.dataset = json.loads(json.dumps(truth.dataset))
+    if coco.hotcoco is None:
+        bare.dataset["annotations"][0]["id"] = 0
+    else:
+        for annotation in bare.dataset["annotations"]:
+            del annotation["iscrowd"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        bare.createIndex()
+    found = evaluate_in_detail(bare, results)
+    for one, other in zip(found, expected, strict=True):
+        assert one.quality == other.quality or coco.hotcoco is None
+        assert one.per_class.keys() == other.per_class.keys()
+        assert one.overall["AP"] == other.overall["AP"] or coco.hotcoco is None

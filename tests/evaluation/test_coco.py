@@ -16,14 +16,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dev.benchmark.detections import KINDS, generate, read_predictions
-from nl_detectron import evaluation
-from nl_detectron.evaluation import COCOEvaluator, evaluate
+from nl_detectron.evaluation import COCOEvaluator, coco, evaluate
 
 REAL = os.environ.get("NL_DETECTRON_COCO_CCBY")  # a folder: see test_real_images.py
 TASKS = {"bbox": "instances", "segm": "instances", "keypoints": "person_keypoints"}
 
 pytestmark = pytest.mark.skipif(
-    evaluation.hotcoco is None, reason="hotcoco is not installed: requirements/base.txt"
+    coco.hotcoco is None, reason="hotcoco is not installed: requirements/base.txt"
 )
 
 
@@ -230,8 +229,8 @@ def test_no_detections(folders, dataset):
 def test_without_hotcoco(folders, dataset, monkeypatch, log, capsys):
     found = []
     name = dataset(folders["instances"] / "annotations.json")
-    for module in (evaluation.hotcoco, None):
-        monkeypatch.setattr(evaluation, "hotcoco", module)
+    for module in (coco.hotcoco, None):
+        monkeypatch.setattr(coco, "hotcoco", module)
         evaluator = COCOEvaluator(name, distributed=False)
         evaluator.reset()
         for results in read_predictions(folders["instances"]):

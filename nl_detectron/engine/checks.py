@@ -1,30 +1,25 @@
-"""From command-line arguments to a config that has been checked, before any long work."""
+"""What a run needs is checked before any long work."""
 
-import argparse
 import json
 import os
-import re
 import tempfile
 from urllib.parse import urlparse
 
-import detectron2
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig, OmegaConf
 
-from ..config import add_non_local_config, non_local_options
+from ..config import non_local_options
 from ..errors import UsageError, did_you_mean
-from ..model_zoo import get_config_file
+from ..evaluation import EVALUATORS
 from ..modeling.backbone import check_placement
 from ..modeling.insertion import build_block
 from ..modeling.keypoint_head import check_keypoint_head_placement
 from ..solver import OPTIMIZERS, check_lr_factors
 from .launch import num_cpu_cores
-from .trainer import EVALUATORS
 
 # Metadata of Detectron2's datasets that names files or folders which must be there
 DATASET_PATHS = (
@@ -39,115 +34,59 @@ DATASET_PATHS = (
 )
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's command line for training, and what to do about checkpoints."""
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--trust-checkpoint",
-        action="store_true",
-        help="run what the files of weights and configs tell to: only for files of your own",
-    )
-    parser.add_argument(
-        "--allow-missing",
-        action="store_true",
-        help="go on with weights that do not fit the model, after a table of what was loaded",
-    )
-    return parser
-
-
-def load_cfg(args: argparse.Namespace) -> CfgNode:
-    """The config of ``--config-file`` and the trailing ``KEY VALUE`` opts, frozen.
-
-    ``MODEL.DEVICE`` is ``cuda`` where there is CUDA and ``cpu`` elsewhere, unless the file or the
-    opts say otherwise.
-
-    Args:
-        args: as parsed by :func:`argument_parser`, or by Detectron2's default_argument_parser.
-            Where ``config_file`` is a name of :mod:`nl_detectron.model_zoo`, the path of that
-            config takes its place.
-
-    Raises:
-        UsageError: if the file or a key does not exist, or a value has the wrong type.
-    """
-    cfg = get_cfg()
-    add_non_local_config(cfg)
-    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    resolve_config_file(args)
-    if args.config_file.endswith(".py"):
-        raise UsageError(
-            f"--config-file {args.config_file} is a LazyConfig: use tools/lazyconfig_train_net.py"
-        )
-    _merge(cfg, args)
-    cfg.freeze()
-    return cfg
-
-
-def resolve_config_file(args: argparse.Namespace) -> None:
-    """Puts the path in the place of ``args.config_file`` where that is a name of our model zoo.
-
-    Raises:
-        UsageError: if there is neither such a file nor such a config in the zoo.
-    """
-    if args.config_file and not PathManager.isfile(args.config_file):
-        try:
-            args.config_file = get_config_file(args.config_file)
-        except RuntimeError as error:
-            raise UsageError(
-                f"--config-file {args.config_file} does not exist, and {error}"
-            ) from None
-
-
-def check_cfg(cfg: CfgNode, args: argparse.Namespace) -> None:
+def check_cfg(
+    cfg: CfgNode,
+    *,
+    eval_only: bool = False,
+    resume: bool = False,
+    num_gpus: int = 1,
+    num_machines: int = 1,
+) -> None:
     """Checks all that a run with this config needs, before it starts.
 
     Generated datasets that the config names are made here if they are not there yet.
 
+    Args:
+        eval_only: the run evaluates only.
+        resume: it goes on from the last checkpoint in ``OUTPUT_DIR``, if there is one.
+        num_gpus: processes on this machine, one a GPU or, without CUDA, on the CPU.
+        num_machines: that train together.
+
     Raises:
         UsageError: naming the value that cannot work and what to do.
     """
-    _check_device(cfg, args)
+    _check_device(cfg, eval_only, num_gpus, num_machines)
     check_model(cfg)
     check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
-    check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, args)
-    if not args.eval_only and not cfg.DATASETS.TRAIN:
-        raise UsageError("DATASETS.TRAIN is empty: give --config-file, or DATASETS.TRAIN in opts")
-    if args.eval_only and not cfg.DATASETS.TEST:
-        raise UsageError("DATASETS.TEST is empty: --eval-only has nothing to evaluate on")
-    train = () if args.eval_only else cfg.DATASETS.TRAIN
+    check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=resume)
+    if not eval_only and not cfg.DATASETS.TRAIN:
+        raise UsageError(
+            "DATASETS.TRAIN is empty: give config_file, or DATASETS.TRAIN in opts",
+            arguments=["config_file"],
+        )
+    if eval_only and not cfg.DATASETS.TEST:
+        raise UsageError("DATASETS.TEST is empty: there is nothing to evaluate on")
+    train = () if eval_only else cfg.DATASETS.TRAIN
     for name in dict.fromkeys((*train, *cfg.DATASETS.TEST)):
         _check_dataset(name, cfg)
 
 
-def _merge(cfg: CfgNode, args: argparse.Namespace) -> None:
-    source = args.config_file
-    try:
-        if args.config_file:
-            trust = getattr(args, "trust_checkpoint", False) or _is_detectron2s(args.config_file)
-            cfg.merge_from_file(args.config_file, allow_unsafe=trust)
-        source = "the command line"
-        cfg.merge_from_list(args.opts or [])
-    except yaml.constructor.ConstructorError as error:
-        raise UsageError(
-            f"the config {source} is not loaded: {' '.join(str(error).split())}. Such a tag could "
-            "run any code; write the value out, or, if you trust the file, use --trust-checkpoint"
-        ) from error
-    except Exception as error:  # yacs and PyYAML raise KeyError, ValueError, AssertionError, ...
-        text = error.args[0] if isinstance(error, KeyError) else error  # str() would quote it
-        message = " ".join(str(text).split())
-        if unknown := re.search(r"Non-existent (?:config )?key: (\S+)", message):
-            *path, key = unknown[1].split(".")
-            message += did_you_mean(key, _keys(cfg, path))
-        raise UsageError(f"cannot read the config from {source}: {message}") from error
+def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = False) -> None:
+    """The same of a LazyConfig.
+
+    Raises:
+        UsageError: naming the value that cannot work and what to do.
+    """
+    train = cfg.train
+    check_output_dir("train.output_dir", train.output_dir)
+    check_weights("train.init_checkpoint", train.init_checkpoint, train.output_dir, resume=resume)
+    for loader in ("test",) if eval_only else ("train", "test"):
+        names = OmegaConf.select(cfg.dataloader, f"{loader}.dataset.names") or ()
+        for name in (names,) if isinstance(names, str) else names:
+            check_dataset_files(name)
 
 
-def _is_detectron2s(config_file: str) -> bool:
-    """Whether a config is one that is installed with Detectron2, and as trusted as its code."""
-    package = os.path.dirname(detectron2.__file__)
-    configs = os.path.realpath(os.path.join(package, "model_zoo", "configs"))
-    return os.path.realpath(config_file).startswith(configs + os.sep)
-
-
-def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
+def _check_device(cfg: CfgNode, eval_only: bool, num_gpus: int, num_machines: int) -> None:
     name = cfg.MODEL.DEVICE
     try:
         device = torch.device(name).type
@@ -157,24 +96,25 @@ def _check_device(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UsageError(
             f"MODEL.DEVICE is {name!r} but PyTorch sees no CUDA device here; use MODEL.DEVICE cpu"
         )
-    if device == "cpu" and cfg.SOLVER.AMP.ENABLED and not args.eval_only:
+    if device == "cpu" and cfg.SOLVER.AMP.ENABLED and not eval_only:
         raise UsageError("SOLVER.AMP.ENABLED True needs a CUDA device, but MODEL.DEVICE is 'cpu'")
     if torch.cuda.is_available():
-        if args.num_gpus > 1 and device == "cpu":
+        if num_gpus > 1 and device == "cpu":
             raise UsageError(
-                f"--num-gpus {args.num_gpus} with MODEL.DEVICE {name}: to train on several CPU "
-                "processes, hide the GPUs with CUDA_VISIBLE_DEVICES="
+                f"num_gpus {num_gpus} with MODEL.DEVICE {name}: to train on several CPU "
+                "processes, hide the GPUs with CUDA_VISIBLE_DEVICES=",
+                arguments=["num_gpus"],
             )
         available, unit = torch.cuda.device_count(), "GPUs"
     else:
         available, unit = num_cpu_cores(), "CPU cores (there is no CUDA)"
-    if not 1 <= args.num_gpus <= available:
+    if not 1 <= num_gpus <= available:
         raise UsageError(
-            f"--num-gpus {args.num_gpus}: this machine has {available} {unit}; "
-            f"use --num-gpus 1 to {available}"
+            f"num_gpus {num_gpus}: this machine has {available} {unit}; use 1 to {available}",
+            arguments=["num_gpus"],
         )
-    processes = args.num_gpus * args.num_machines
-    if not args.eval_only and cfg.SOLVER.IMS_PER_BATCH % processes:
+    processes = num_gpus * num_machines
+    if not eval_only and cfg.SOLVER.IMS_PER_BATCH % processes:
         raise UsageError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared out evenly among "
             f"{processes} processes"
@@ -223,9 +163,9 @@ def check_model(cfg: CfgNode) -> None:
             )
 
 
-def check_weights(key: str, weights: str, output_dir: str, args: argparse.Namespace) -> None:
+def check_weights(key: str, weights: str, output_dir: str, *, resume: bool) -> None:
     """Checks that the file of a checkpoint is there, unless the run resumes from another one."""
-    if args.resume and os.path.exists(os.path.join(output_dir, "last_checkpoint")):
+    if resume and os.path.exists(os.path.join(output_dir, "last_checkpoint")):
         return  # which is what will be loaded
     file = weights.partition("?")[0]
     if file and not urlparse(file).scheme and not os.path.isfile(file):
@@ -243,7 +183,8 @@ def check_output_dir(key: str, folder: str) -> None:
             pass
     except OSError as error:
         raise UsageError(
-            f"{key} {folder} cannot be written ({error.strerror}); choose another one"
+            f"{key} {folder} cannot be written ({error.strerror}); choose another one",
+            arguments=["output"],
         ) from error
 
 
@@ -325,11 +266,3 @@ def _check_classes(name: str, num_categories: int, cfg: CfgNode) -> None:
             f"dataset {name!r} has {num_categories} categories but the model only {num_classes} "
             f"classes; set MODEL.{node}.NUM_CLASSES {num_categories}"
         )
-
-
-def _keys(cfg: CfgNode, path: list[str]) -> list[str]:
-    """The keys of the node that a path leads to; none where it leads nowhere."""
-    node = cfg
-    for part in path:
-        node = node.get(part) if isinstance(node, CfgNode) else None
-    return list(node) if isinstance(node, CfgNode) else []

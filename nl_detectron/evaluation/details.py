@@ -3,12 +3,14 @@
 import contextlib
 import copy
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from .coco import evaluate, hotcoco, is_fast, keys_of
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class TaskResult:
             classes that do not occur: (T, R, K).
         recalls: (R,).
         ious: the thresholds, (T,); for keypoints of the object keypoint similarity.
-        quality: by image id, from 0 to 1; see :func:`evaluate`. Images in which nothing is and
-            nothing was found have none.
+        quality: by image id, from 0 to 1; see :func:`evaluate_in_detail`. Images in which
+            nothing is and nothing was found have none.
     """
 
     task: str
@@ -36,14 +38,16 @@ class TaskResult:
     quality: dict[int, float]
 
 
-def evaluate(
+def evaluate_in_detail(
     truth: COCO,
     results: Sequence[dict],
     *,
     kpt_oks_sigmas: Sequence[float] = (),
     min_score: float = 0.5,
 ) -> list[TaskResult]:
-    """Evaluates results in COCO's format with pycocotools, for all tasks that they allow.
+    """Evaluates results in COCO's format for all tasks that they allow.
+
+    The figures are those of :class:`.coco.COCOEvaluator`, by hotcoco where it is installed.
 
     The quality of an image is the F1 score of its detections that are at least ``min_score`` sure,
     averaged over the IoU thresholds.
@@ -64,16 +68,13 @@ def evaluate(
 def _evaluate(
     truth: COCO, results: Sequence[dict], task: str, sigmas: Sequence[float], min_score: float
 ) -> TaskResult:
-    results = copy.deepcopy(list(results))
-    if task == "segm":
-        for result in results:
-            result.pop("bbox", None)  # pycocotools would take areas from it
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(results), task)
-        if task == "keypoints" and len(sigmas):
-            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
-        evaluation.evaluate()
-        evaluation.accumulate()
+    if is_fast(truth):
+        with contextlib.redirect_stdout(io.StringIO()):  # which has the figures, too
+            evaluation = evaluate(truth, results, task, kpt_oks_sigmas=sigmas)
+        matches = _matches_by_hotcoco(truth, results, task, evaluation)
+    else:
+        evaluation = _evaluate_by_pycocotools(truth, results, task, sigmas)
+        matches = evaluation.evalImgs
     parameters = evaluation.params
     precision = evaluation.eval["precision"][..., -1]  # (T, R, K, sizes) at the most detections
     precision = np.where(precision < 0, np.nan, precision)
@@ -91,25 +92,55 @@ def _evaluate(
         precision=precision[..., 0],
         recalls=parameters.recThrs,
         ious=ious,
-        quality=_quality(evaluation, min_score),
+        quality=_quality(matches, evaluation.params.areaRng[0], min_score),
     )
 
 
-def _quality(evaluation: COCOeval, min_score: float) -> dict[int, float]:
+def _evaluate_by_pycocotools(
+    truth: COCO, results: Sequence[dict], task: str, sigmas: Sequence[float]
+) -> COCOeval:
+    results = [{key: result[key] for key in keys_of(task, result)} for result in results]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), task)
+        if task == "keypoints" and len(sigmas):
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def _matches_by_hotcoco(
+    truth: COCO, results: Sequence[dict], task: str, evaluated: COCOeval
+) -> list[dict | None]:
+    """What is matched with what in each image, as pycocotools' ``evalImgs``."""
+    params = hotcoco.Params(task)
+    if task == "keypoints":
+        params.kpt_oks_sigmas = evaluated.params.kpt_oks_sigmas.tolist()
+    known = hotcoco.COCO(truth.dataset)
+    results = [{key: result[key] for key in keys_of(task, result)} for result in results]
+    evaluation = hotcoco.COCOeval(known, known.load_res(results), task)
+    evaluation.params = params
+    evaluation.evaluate()
+    return evaluation.eval_imgs
+
+
+def _quality(
+    matches: Iterable[dict | None], all_sizes: Sequence[float], min_score: float
+) -> dict[int, float]:
     counts: dict[int, np.ndarray] = {}  # twice the matches, and detections + truths: (2, T)
-    for found in evaluation.evalImgs:
-        if found is None or found["aRng"] != evaluation.params.areaRng[0]:
+    for found in matches:
+        if found is None or list(found["aRng"]) != list(all_sizes):
             continue
-        sure = (np.array(found["dtScores"]) >= min_score) & ~found["dtIgnore"].astype(bool)
-        matches = (found["dtMatches"] > 0) & sure
+        sure = (np.array(found["dtScores"]) >= min_score) & ~np.array(found["dtIgnore"], bool)
+        matched = (np.array(found["dtMatches"]) > 0) & sure
         num_truths = int((np.array(found["gtIgnore"]) == 0).sum())
-        sums = np.stack([2 * matches.sum(1), sure.sum(1) + num_truths])
+        sums = np.stack([2 * matched.sum(1), sure.sum(1) + num_truths])
         image_id = found["image_id"]
         counts[image_id] = counts.get(image_id, 0) + sums
     # With nothing to be found at any threshold there is no quality.
     return {
-        image_id: float(np.mean(matched / np.maximum(total, 1)))
-        for image_id, (matched, total) in counts.items()
+        image_id: float(np.mean(both / np.maximum(total, 1)))
+        for image_id, (both, total) in counts.items()
         if total.any()
     }
 

@@ -1,12 +1,10 @@
-import argparse
-
 import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.data import MetadataCatalog
-from detectron2.engine import default_argument_parser
 
-from nl_detectron.engine import UsageError, argument_parser, check_cfg, load_cfg, usage_errors
+from nl_detectron.engine import cfg_from_text, check_cfg, load_cfg
+from nl_detectron.errors import UsageError, usage_errors
 
 from .conftest import CONFIGS, needs_two_cores
 
@@ -16,13 +14,8 @@ COCO = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing
 PERSON = {**COCO, "categories": [{"id": 1, "name": "person", "keypoints": ["nose"]}]}
 
 
-def parse(*arguments: str) -> argparse.Namespace:
-    return default_argument_parser().parse_args(list(arguments))
-
-
-def check(*arguments: str) -> None:
-    args = parse(*arguments)
-    check_cfg(load_cfg(args), args)
+def check(*opts: str, config: str = MASK, **options: object) -> None:
+    check_cfg(load_cfg(config, opts), **options)
 
 
 @pytest.fixture(autouse=True)
@@ -32,27 +25,26 @@ def in_temporary_folder(tmp_path, monkeypatch):
 
 
 def test_device_is_the_cpu_without_cuda_unless_the_config_says_otherwise(monkeypatch):
-    assert load_cfg(parse()).MODEL.DEVICE == "cpu"
+    assert load_cfg(None).MODEL.DEVICE == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert load_cfg(parse()).MODEL.DEVICE == "cuda"
-    assert load_cfg(parse("MODEL.DEVICE", "cpu")).MODEL.DEVICE == "cpu"
+    assert load_cfg(None).MODEL.DEVICE == "cuda"
+    assert load_cfg(None, ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
 
 
 def test_options_come_after_the_file():
-    cfg = load_cfg(parse("--config-file", MASK, "MODEL.NON_LOCAL.NORM", "BN"))
+    cfg = load_cfg(MASK, ["MODEL.NON_LOCAL.NORM", "BN"])
     assert cfg.MODEL.BACKBONE.NAME == "build_non_local_resnet_fpn_backbone"
     assert cfg.MODEL.NON_LOCAL.NORM == "BN" and cfg.is_frozen()
 
 
 def test_a_config_that_can_work(dataset):
     name = dataset(COCO)
-    check("--config-file", MASK, "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)")
+    check("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--config-file", "x.yaml"), "--config-file x.yaml does not exist"),
         (
             ("MODEL.NON_LOCAL.PAIRWIZE", "gaussian"),
             "command line: .*MODEL.NON_LOCAL.PAIRWIZE; did you mean PAIRWISE",
@@ -78,33 +70,44 @@ def test_a_config_that_can_work(dataset):
         (("MODEL.WEIGHTS", "nowhere.pth"), "nowhere.pth does not exist"),
         (("DATASETS.TRAIN", "()"), "DATASETS.TRAIN is empty"),
         (("DATASETS.TRAIN", "('shape_train',)"), "'shape_train'.*did you mean shapes_train"),
-        (("--num-gpus", "4000"), "--num-gpus 4000: this machine has .* CPU cores.*use"),
-        (("--num-gpus", "0"), "--num-gpus 0"),
     ],
 )
 def test_one_line_that_names_the_value(arguments, message, dataset):
-    config = () if arguments[0] == "--config-file" else ("--config-file", MASK)
-    if arguments[0].startswith("--"):
-        config, arguments = (*arguments, *config), ()
     with pytest.raises(UsageError, match=message) as error:
-        check(*config, "MODEL.WEIGHTS", "", *arguments)
+        check("MODEL.WEIGHTS", "", *arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": "x.yaml"}, "config_file x.yaml does not exist"),
+        ({"num_gpus": 4000}, "num_gpus 4000: this machine has .* CPU cores.*use"),
+        ({"num_gpus": 0}, "num_gpus 0"),
+    ],
+)
+def test_one_line_that_names_the_argument(options, message):
+    with pytest.raises(UsageError, match=message) as error:
+        check("MODEL.WEIGHTS", "", **options)
+    assert "\n" not in str(error.value)
+    flag = "--" + error.value.arguments[0].replace("_", "-")
+    assert error.value.on_command_line().startswith(f"{flag} ")
 
 
 def test_missing_coco_says_where_it_belongs():
     with pytest.raises(UsageError, match="instances_train2017.json.*DETECTRON2_DATASETS"):
-        check("--config-file", MASK)
+        check()
 
 
 @needs_two_cores
 def test_batch_that_cannot_be_shared_out():
     with pytest.raises(UsageError, match="IMS_PER_BATCH 3 .* 2 processes"):
-        check("--num-gpus", "2", "--config-file", MASK, "SOLVER.IMS_PER_BATCH", "3")
+        check("SOLVER.IMS_PER_BATCH", "3", num_gpus=2)
 
 
 def test_nothing_to_evaluate_on():
     with pytest.raises(UsageError, match="DATASETS.TEST is empty"):
-        check("--eval-only", "--config-file", MASK, "DATASETS.TEST", "()")
+        check("DATASETS.TEST", "()", eval_only=True)
 
 
 @pytest.mark.parametrize(
@@ -121,24 +124,24 @@ def test_nothing_to_evaluate_on():
 def test_annotation_files(content, message, dataset):
     name = dataset(content)
     with pytest.raises(UsageError, match=message):
-        check("--config-file", MASK, "DATASETS.TRAIN", f"('{name}',)")
+        check("DATASETS.TRAIN", f"('{name}',)")
 
 
 def test_keypoints_that_do_not_fit(dataset):
     name = dataset(PERSON)
     datasets = ("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)")
     with pytest.raises(UsageError, match="1 keypoints for 'person'.*NUM_KEYPOINTS 17"):
-        check("--config-file", KEYPOINT, *datasets)
+        check(*datasets, config=KEYPOINT)
     with pytest.raises(UsageError, match="KEYPOINT_OKS_SIGMAS has 17 values"):
-        check("--config-file", KEYPOINT, *datasets, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "1")
+        check(*datasets, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "1", config=KEYPOINT)
     with pytest.raises(UsageError, match="KEYPOINT_HEAD_AFTER.*1 to 8"):
-        check("--config-file", KEYPOINT, "MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER", "[9]")
+        check("MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER", "[9]", config=KEYPOINT)
 
 
 def test_output_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="OUTPUT_DIR file/output cannot be written"):
-        check("--config-file", MASK, "OUTPUT_DIR", "file/output")
+        check("OUTPUT_DIR", "file/output")
 
 
 @pytest.mark.parametrize(
@@ -154,21 +157,21 @@ def test_output_folder_that_cannot_be_written(tmp_path):
 def test_files_that_are_no_config(content, message, tmp_path):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(UsageError, match=f"cannot read the config from config.yaml: .*{message}"):
-        load_cfg(parse("--config-file", "config.yaml"))
+        load_cfg("config.yaml")
 
 
 def test_detectron2s_own_configs_are_read():
     """Also those that use Python tags, as the one of RetinaNet does."""
     file = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
     name = "build_non_local_retinanet_resnet_fpn_backbone"
-    cfg = load_cfg(parse("--config-file", file, "MODEL.BACKBONE.NAME", name))
+    cfg = load_cfg(file, ["MODEL.BACKBONE.NAME", name])
     assert len(cfg.MODEL.ANCHOR_GENERATOR.SIZES) == 5
 
 
 def test_a_test_set_needs_no_annotations(dataset):
     name = dataset({"images": [], "categories": COCO["categories"]})
-    test = ("--config-file", MASK, "MODEL.WEIGHTS", "", "DATASETS.TEST", f"('{name}',)")
-    check("--eval-only", *test)
+    test = ("MODEL.WEIGHTS", "", "DATASETS.TEST", f"('{name}',)")
+    check(*test, eval_only=True)
     with pytest.raises(UsageError, match="no list of objects 'annotations'"):
         check(*test, "DATASETS.TRAIN", f"('{name}',)")
 
@@ -179,17 +182,38 @@ def test_an_evaluator_is_known_before_training(dataset):
     MetadataCatalog.pop(name)
     MetadataCatalog.get(name).set(evaluator_type="unheard_of")
     with pytest.raises(UsageError, match="'unheard_of'.* there are some for coco, "):
-        check("--eval-only", "--config-file", MASK, "DATASETS.TEST", f"('{name}',)")
+        check("DATASETS.TEST", f"('{name}',)", eval_only=True)
 
 
 def test_weights_are_not_needed_to_resume(dataset, tmp_path):
     name = dataset(COCO)
     datasets = ("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", "out")
-    arguments = ("--config-file", MASK, "MODEL.WEIGHTS", "nowhere.pth", *datasets)
+    arguments = ("MODEL.WEIGHTS", "nowhere.pth", *datasets)
     with pytest.raises(UsageError, match="nowhere.pth does not exist"):
-        check("--resume", *arguments)
+        check(*arguments, resume=True)
     (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
-    check("--resume", *arguments)
+    check(*arguments, resume=True)
+
+
+def test_configs_in_memory():
+    text = load_cfg(KEYPOINT, ["SOLVER.MAX_ITER", "7"]).dump()
+    cfg = cfg_from_text(text, ["SOLVER.BASE_LR", "0.5"], source="the config of x.pth")
+    assert cfg.MODEL.KEYPOINT_ON and cfg.SOLVER.MAX_ITER == 7 and cfg.SOLVER.BASE_LR == 0.5
+    assert cfg.is_frozen()
+    with pytest.raises(UsageError, match="config from the config of x.pth: .*did you mean MODEL"):
+        cfg_from_text("MODLE: {MASK_ON: True}", source="the config of x.pth")
+    with pytest.raises(UsageError, match="Non-existent config key: _BASE_"):
+        cfg_from_text("_BASE_: http://example.org/x.yaml", source="the config of x.pth")
+    with pytest.raises(UsageError, match="could run any code"):
+        cfg_from_text(TAGGED, source="the config of x.pth")
+
+
+def test_errors_name_python_arguments_and_tools_name_flags():
+    error = UsageError("dtype must be float32, got 'fp16'", arguments=["dtype"])
+    assert isinstance(error, ValueError) and str(error) == "dtype must be float32, got 'fp16'"
+    assert error.on_command_line() == "--dtype must be float32, got 'fp16'"
+    error = UsageError("if you trust it, trust=True and x.dtype", arguments=["trust", "dtype"])
+    assert error.on_command_line() == "if you trust it, --trust-checkpoint and x.dtype"
 
 
 def test_exit_code_is_2(capsys):
@@ -208,17 +232,17 @@ def test_a_config_runs_nothing(tmp_path, base):
     if base:
         path = tmp_path / "leaf.yaml"
         path.write_text("_BASE_: evil.yaml\n")
-    with pytest.raises(UsageError, match="object/apply:os.system.*--trust-checkpoint") as error:
-        load_cfg(parse("--config-file", str(path)))
+    with pytest.raises(UsageError, match="object/apply:os.system.*use trust=True") as error:
+        load_cfg(path)
     assert "\n" not in str(error.value)
+    assert error.value.on_command_line().endswith("if you trust the file, use --trust-checkpoint")
     assert not (tmp_path / "created").exists()
-    trusting = argument_parser().parse_args(["--config-file", str(path), "--trust-checkpoint"])
     with pytest.raises(UsageError):  # what it has run gives no folder
-        load_cfg(trusting)
+        load_cfg(path, trust=True)
     assert (tmp_path / "created").exists()
 
 
 def test_configs_of_detectron2_are_trusted_as_its_code_is():
     config = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
-    cfg = load_cfg(parse("--config-file", config))
+    cfg = load_cfg(config)
     assert len(cfg.MODEL.ANCHOR_GENERATOR.SIZES) == 5

@@ -1,16 +1,20 @@
 """Detectron2's COCO evaluation with hotcoco: the figures of pycocotools, much sooner."""
 
+import itertools
+import json
+import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from unittest import mock
 
 import numpy as np
 from detectron2.evaluation import coco_evaluation
+from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from .log import logger
+from ..errors import UsageError
+from ..log import logger
 
 try:
     import hotcoco
@@ -38,27 +42,68 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
 
     def __init__(self, *args: object, use_fast_impl: bool = True, **kwargs: object):
         """As Detectron2's."""
-        if hotcoco is None or not use_fast_impl:
-            super().__init__(*args, use_fast_impl=use_fast_impl, **kwargs)
-            if use_fast_impl:
-                logger.info("For the same COCO figures, sooner: pip install hotcoco")
+        super().__init__(*args, use_fast_impl=use_fast_impl and hotcoco is None, **kwargs)
+        self._by_hotcoco = use_fast_impl and is_fast(self._coco_api)
+        if not use_fast_impl:
             return
-        super().__init__(*args, use_fast_impl=False, **kwargs)
-        if 0 in self._coco_api.anns:
+        if self._by_hotcoco:
+            logger.info(f"COCO evaluation by hotcoco {hotcoco.__version__}")
+        elif hotcoco is None:
+            logger.info("For the same COCO figures, sooner: pip install hotcoco")
+        else:
             logger.warning(
                 "An annotation has id 0, which pycocotools takes for 'not found' wherever it is "
                 "found: COCO's ids start at 1. For figures equal to its own, it evaluates itself."
             )
-            return
-        self._use_fast_impl = True
-        logger.info(f"COCO evaluation by hotcoco {hotcoco.__version__}")
 
     def _eval_predictions(self, predictions: list[dict], img_ids: list[int] | None = None) -> None:
-        if hotcoco is None or not self._use_fast_impl:
+        if not self._by_hotcoco:
             super()._eval_predictions(predictions, img_ids)
             return
-        with mock.patch.object(coco_evaluation, "_evaluate_predictions_on_coco", evaluate):
-            super()._eval_predictions(predictions, img_ids)
+        results = list(itertools.chain(*(image["instances"] for image in predictions)))
+        tasks = self._tasks or self._tasks_from_predictions(results)
+        self._to_category_ids(results)
+        if self._output_dir:
+            file = os.path.join(self._output_dir, "coco_instances_results.json")
+            logger.info(f"Saving results to {file}")
+            with PathManager.open(file, "w") as opened:
+                opened.write(json.dumps(results))
+        if not self._do_evaluation:
+            logger.info("Annotations are not available for evaluation.")
+            return
+        for task in sorted(tasks):
+            found = None
+            if results:
+                found = evaluate(
+                    self._coco_api,
+                    results,
+                    task,
+                    kpt_oks_sigmas=self._kpt_oks_sigmas,
+                    img_ids=img_ids,
+                    max_dets_per_image=self._max_dets_per_image,
+                )
+            names = self._metadata.get("thing_classes")
+            self._results[task] = self._derive_coco_results(found, task, class_names=names)
+
+    def _to_category_ids(self, results: list[dict]) -> None:
+        """Gives results the dataset's ids of categories in the place of class indices."""
+        ids = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if ids is None:
+            return
+        category_ids = {index: category for category, index in ids.items()}
+        for result in results:
+            index = result["category_id"]
+            if index not in category_ids:
+                raise UsageError(
+                    f"a prediction is of class {index}, but the dataset has {len(ids)} classes "
+                    f"only: set the model's NUM_CLASSES to {len(ids)}"
+                )
+            result["category_id"] = category_ids[index]
+
+
+def is_fast(truth: COCO) -> bool:
+    """Whether hotcoco is here, and evaluates these annotations as pycocotools does."""
+    return hotcoco is not None and 0 not in truth.anns
 
 
 def evaluate(
@@ -66,18 +111,16 @@ def evaluate(
     coco_results: Sequence[dict],
     iou_type: str,
     kpt_oks_sigmas: Sequence[float] = (),
-    cocoeval_fn: type[COCOeval] | None = None,
     img_ids: Collection[int] | None = None,
     max_dets_per_image: Sequence[int] = (1, 10, 100),
 ) -> COCOeval:
-    """Evaluates results in COCO's format by hotcoco; Detectron2's function of these arguments.
+    """Evaluates results in COCO's format by hotcoco.
 
     Args:
         coco_gt: the annotations.
         coco_results: at least one; they are not changed.
         iou_type: "bbox", "segm" or "keypoints".
         kpt_oks_sigmas: one for each keypoint; COCO's by default.
-        cocoeval_fn: not used.
         img_ids: of the images that count; all by default.
         max_dets_per_image: three limits; the figures are those at the last. Not for keypoints.
 
@@ -110,7 +153,6 @@ def evaluate(
 
     # In order of the ids, which decides between equal scores.
     images = [coco_gt.imgs[i] for i in sorted(coco_gt.imgs if img_ids is None else set(img_ids))]
-    keys = ("image_id", "category_id", "score", *KEYS[iou_type])
     stream = hotcoco.StreamingEval(coco_gt.dataset["categories"], iou_type, params=options)
     with tqdm(total=len(images), desc=f"evaluating {iou_type}", unit="image") as progress:
         for start in range(0, len(images), IMAGES_AT_ONCE):
@@ -123,7 +165,7 @@ def evaluate(
                 chunk,
                 [truth for truth in truths if truth["category_id"] in coco_gt.cats],
                 [
-                    {key: result[key] for key in keys if key in result}
+                    {key: result[key] for key in keys_of(iou_type, result)}
                     for result in results
                     if result["category_id"] in coco_gt.cats
                 ],
@@ -134,6 +176,12 @@ def evaluate(
     evaluation.eval = found.eval
     evaluation.summarize()
     return evaluation
+
+
+def keys_of(iou_type: str, result: dict) -> list[str]:
+    """The keys of a result that its evaluation reads."""
+    keys = ("image_id", "category_id", "score", *KEYS[iou_type])
+    return [key for key in keys if key in result]
 
 
 def _check_keypoints(coco_gt: COCO, result: dict, num_sigmas: int) -> None:

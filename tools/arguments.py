@@ -1,12 +1,28 @@
-"""The command-line arguments of every tool that runs a trained model."""
+"""The command-line arguments that several tools share."""
 
 import argparse
 from pathlib import Path
 
 import torch
+from detectron2.engine import default_argument_parser
 
-from .optimize import DTYPES
-from .predictor import Predictor
+from nl_detectron.inference import DTYPES, Predictor
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's command line for training, and what to do about checkpoints."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="run what the files of weights and configs tell to: only for files of your own",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="go on with weights that do not fit the model, after a table of what was loaded",
+    )
+    return parser
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +73,8 @@ def predictor_from(args: argparse.Namespace) -> Predictor:
         UsageError: see :class:`Predictor`.
     """
     predictor = Predictor(
-        args.config_file,
         args.weights,
+        args.config_file,
         device=args.device,
         dtype=args.dtype,
         confidence_threshold=args.confidence_threshold,

@@ -1,0 +1,189 @@
+"""From a file and options to a config."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+import yaml
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.config.compat import guess_version
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
+
+from ..config import add_non_local_config
+from ..errors import UsageError, did_you_mean
+from ..model_zoo import get_config_file
+
+# What Detectron2's default_setup reads from `train` although configs/common/train.py lacks it
+OPTIONAL_TRAIN_KEYS = ("seed", "cudnn_benchmark", "float32_precision")
+
+
+def load_cfg(
+    config_file: str | Path | None, opts: Sequence[str] = (), *, trust: bool = False
+) -> CfgNode:
+    """A YAML config with options on top of it, frozen.
+
+    ``MODEL.DEVICE`` is ``cuda`` where there is CUDA and ``cpu`` elsewhere, unless the file or the
+    options say otherwise.
+
+    Args:
+        config_file: a path, or a name of :mod:`nl_detectron.model_zoo`; nothing for Detectron2's
+            defaults.
+        opts: ``KEY VALUE`` pairs.
+        trust: run what Python tags in the file tell to.
+
+    Raises:
+        UsageError: if the file or a key does not exist, or a value has the wrong type.
+    """
+    cfg = _default_cfg()
+    if config_file:
+        file = resolve_config_file(str(config_file))
+        if file.endswith(".py"):
+            raise UsageError(
+                f"config_file {file} is a LazyConfig: use tools/lazyconfig_train_net.py",
+                arguments=["config_file"],
+            )
+        trust = trust or _is_detectron2s(file)
+        _merge(cfg, file, lambda: _merge_file(cfg, file, trust))
+    _merge(cfg, "the command line", lambda: cfg.merge_from_list(list(opts)))
+    cfg.freeze()
+    return cfg
+
+
+def cfg_from_text(
+    text: str, opts: Sequence[str] = (), *, source: str, trust: bool = False
+) -> CfgNode:
+    """The same of a config in memory, complete and in YAML, such as the one in a checkpoint.
+
+    Args:
+        source: where it is from, for errors.
+    """
+    cfg = _default_cfg()
+
+    def merge() -> None:
+        loaded = yaml.unsafe_load(text) if trust else yaml.safe_load(text)
+        cfg.merge_from_other_cfg(CfgNode(loaded))
+
+    _merge(cfg, source, merge)
+    _merge(cfg, "the command line", lambda: cfg.merge_from_list(list(opts)))
+    cfg.freeze()
+    return cfg
+
+
+def load_lazy_cfg(config_file: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """A LazyConfig with ``key=value`` overrides on top of it.
+
+    ``train.device`` becomes ``cpu`` where there is no CUDA, unless an override sets it.
+
+    Args:
+        config_file: a path, or a name of :mod:`nl_detectron.model_zoo`.
+
+    Raises:
+        UsageError: if the file does not exist or is no LazyConfig, or if an override names a key
+            that nothing reads.
+    """
+    file = resolve_config_file(str(config_file))
+    if not file.endswith(".py"):
+        raise UsageError(
+            f"config_file {file!r} is no LazyConfig (a .py file); for YAML configs use "
+            "tools/train_net.py",
+            arguments=["config_file"],
+        )
+    try:
+        cfg = LazyConfig.load(file)
+        for override in overrides:
+            _check_override(cfg, override)
+        cfg = LazyConfig.apply_overrides(cfg, list(overrides))
+    except UsageError:
+        raise
+    except Exception as error:  # a config is code, and hydra's grammar has errors of its own
+        message = " ".join(str(error).split())
+        raise UsageError(f"cannot read the config from {file}: {message}") from error
+    missing = [key for key in ("model", "dataloader", "train") if key not in cfg]
+    if missing:
+        raise UsageError(f"{file} does not define {', '.join(missing)}")
+    if not torch.cuda.is_available() and not any(o.startswith("train.device=") for o in overrides):
+        cfg.train.device = "cpu"
+    return cfg
+
+
+def resolve_config_file(config_file: str) -> str:
+    """The path of a config, which a name of our model zoo stands for.
+
+    Raises:
+        UsageError: if there is neither such a file nor such a config in the zoo.
+    """
+    if not config_file or PathManager.isfile(config_file):
+        return config_file
+    try:
+        return get_config_file(config_file)
+    except RuntimeError as error:
+        raise UsageError(
+            f"config_file {config_file} does not exist, and {error}", arguments=["config_file"]
+        ) from None
+
+
+def _default_cfg() -> CfgNode:
+    cfg = get_cfg()
+    add_non_local_config(cfg)
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, file: str, trust: bool) -> None:
+    loaded = CfgNode(CfgNode.load_yaml_with_base(file, allow_unsafe=trust))
+    if (loaded.get("VERSION") or guess_version(loaded, file)) == cfg.VERSION:
+        cfg.merge_from_other_cfg(loaded)
+    else:  # Detectron2 brings it up to date
+        cfg.merge_from_file(file, allow_unsafe=trust)
+
+
+def _merge(cfg: CfgNode, source: str, merge: Callable[[], None]) -> None:
+    try:
+        merge()
+    except yaml.constructor.ConstructorError as error:
+        raise UsageError(
+            f"the config {source} is not loaded: {' '.join(str(error).split())}. Such a tag could "
+            "run any code; write the value out, or, if you trust the file, use trust=True",
+            arguments=["trust"],
+        ) from error
+    except Exception as error:  # yacs and PyYAML raise KeyError, ValueError, AssertionError, ...
+        text: Any = error.args[0] if isinstance(error, KeyError) else error  # str() would quote it
+        message = " ".join(str(text).split())
+        if unknown := re.search(r"Non-existent (?:config )?key: (\S+)", message):
+            *path, key = unknown[1].split(".")
+            message += did_you_mean(key, _keys(cfg, path))
+        raise UsageError(f"cannot read the config from {source}: {message}") from error
+
+
+def _is_detectron2s(config_file: str) -> bool:
+    """Whether a config is one that is installed with Detectron2, and as trusted as its code."""
+    package = os.path.dirname(detectron2.__file__)
+    configs = os.path.realpath(os.path.join(package, "model_zoo", "configs"))
+    return os.path.realpath(config_file).startswith(configs + os.sep)
+
+
+def _keys(cfg: CfgNode, path: Iterable[str]) -> list[str]:
+    """The keys of the node that a path leads to; none where it leads nowhere."""
+    node = cfg
+    for part in path:
+        node = node.get(part) if isinstance(node, CfgNode) else None
+    return list(node) if isinstance(node, CfgNode) else []
+
+
+def _check_override(cfg: DictConfig, override: str) -> None:
+    """Refuses new keys but for arguments of what gets instantiated, which checks them itself."""
+    key = override.partition("=")[0].lstrip("+~")
+    node, path = cfg, ""
+    for name in key.split("."):
+        if not isinstance(node, DictConfig):  # an item of a list, or a value: not for us to judge
+            return
+        if name not in node:
+            if "_target_" in node or (path == "train." and name in OPTIONAL_TRAIN_KEYS):
+                return
+            raise UsageError(f"the config has no key {key}{did_you_mean(name, map(str, node))}")
+        node, path = node[name], f"{path}{name}."
