@@ -1,4 +1,4 @@
-"""What both kinds of generated images share: scenes, textures and a layered canvas."""
+"""What all kinds of generated images share: scenes, textures and a layered canvas."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

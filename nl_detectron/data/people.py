@@ -107,11 +107,19 @@ def paint_figure(
     lean: float,
     hips: np.ndarray,
 ) -> Joints:
-    """Paints a figure of `height` pixels, the later parts over the earlier; its joints in pixels.
+    """Paints a figure, the later parts over the earlier.
 
     Args:
+        canvas: what is painted on.
+        number: the figure's, as given by `Canvas.place`.
+        joints: in units of the figure's height.
+        parts: of the figure, in the order of painting.
+        height: the figure's, in pixels.
         lean: radians, clockwise.
-        hips: the point between them, (x, y) in pixels.
+        hips: the point between them, (2,), x and y in pixels.
+
+    Returns:
+        The joints in the image, in pixels.
     """
     to_image = rotation(lean) * height
     for texture, radii in parts:
@@ -125,7 +133,14 @@ def paint_figure(
 def figure_keypoints(
     canvas: Canvas, number: int, joints: Joints, size: tuple[int, int]
 ) -> np.ndarray:
-    """The keypoints (17, 3) of an object from its joints in the image."""
+    """A figure's keypoints, float64 (17, 3), as in an `Instance`.
+
+    Args:
+        canvas: what all is painted on by now.
+        number: the figure's.
+        joints: in the image, as from :func:`paint_figure`; those that are no keypoints do not count.
+        size: (H, W) of the image.
+    """
     keypoints = np.zeros((len(COCO_PERSON_KEYPOINT_NAMES), 3))
     for row, name in zip(keypoints, COCO_PERSON_KEYPOINT_NAMES, strict=True):
         point = joints[name].round(2)
@@ -135,7 +150,12 @@ def figure_keypoints(
 
 
 def random_pose(rng: np.random.Generator, front: bool) -> Joints:
-    """The joints of a random pose."""
+    """The joints of a random pose, in units of the figure's height.
+
+    Args:
+        rng: source of all random choices.
+        front: whether the figure faces the camera.
+    """
     joints, face_x = {}, rng.uniform(-0.25, 0.25)
     shoulder, hip = (rng.uniform(0.09, 0.12), -0.27), (rng.uniform(0.05, 0.065), 0)
     head = {"head": (0, 0), "face": (0.3 * face_x, 0.2)}  # in units of the head's radii
@@ -157,13 +177,27 @@ def random_pose(rng: np.random.Generator, front: bool) -> Joints:
 def bone_chain(
     start: Sequence[float], lengths: Sequence[float], angles: Sequence[float]
 ) -> np.ndarray:
-    """The joints (n + 1, 2) of n bones one after the other."""
+    """The joints, float64 (n + 1, 2), of n bones one after the other.
+
+    Args:
+        start: the first joint, (2,).
+        lengths: of the bones, (n,).
+        angles: radians from straight down towards positive x, (n,).
+    """
     steps = np.stack([np.sin(angles), np.cos(angles)], axis=1) * np.reshape(lengths, (-1, 1))
     return np.cumsum([start, *steps], axis=0)
 
 
 def random_parts(rng: np.random.Generator, front: bool) -> dict[str, list[Part]]:
-    """The parts of a figure by limb, in the order of painting, in random clothes."""
+    """The parts of a figure in random clothes: by limb, and there in the order of painting.
+
+    Args:
+        rng: source of all random choices.
+        front: whether the figure faces the camera.
+
+    Returns:
+        Of "head", "torso", and "left_arm", "left_leg" and the same of the right.
+    """
     skin = plain(SKIN[0] + rng.random() * (SKIN[1] - SKIN[0]))
     hair, shoe = plain(rng.choice(HAIR)), plain(random_colour(rng))
     shirt, trousers = (random_texture(rng, rng.uniform(0.03, 0.06)) for _ in range(2))
