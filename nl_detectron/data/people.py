@@ -138,7 +138,7 @@ def figure_keypoints(
     Args:
         canvas: what all is painted on by now.
         number: the figure's.
-        joints: in the image, as from :func:`paint_figure`; those that are no keypoints do not count.
+        joints: in the image, as from :func:`paint_figure`, those of all keypoints and maybe more.
         size: (H, W) of the image.
     """
     keypoints = np.zeros((len(COCO_PERSON_KEYPOINT_NAMES), 3))
