@@ -60,12 +60,12 @@ def register_kind(name: str, kind: Kind) -> None:
 
     Args:
         name: by which sets of the kind are asked for.
-        kind: what they are. To add the same one again changes nothing.
+        kind: what they are. To add an equal one again changes nothing.
 
     Raises:
         ValueError: if there is another kind of this name.
     """
-    if KINDS.setdefault(name, kind) is not kind:
+    if KINDS.setdefault(name, kind) != kind:
         raise ValueError(f"name {name!r} is taken by another kind; taken are {', '.join(KINDS)}")
 
 
