@@ -146,12 +146,13 @@ def _read_info(folder: Path) -> dict | None:
 def _write(folder: Path, info: dict) -> None:
     """Generates the set that `info` describes in a new folder."""
     kind, (height, width) = KINDS[info["kind"]], info["size"]
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     (folder / "images").mkdir(parents=True)
     for i in tqdm(range(1, info["num_images"] + 1), desc=f"generating {info['kind']}"):
         scene = kind.draw(np.random.default_rng([info["seed"], i]), (height, width))
         name = f"{i:06}.png"
-        (folder / "images" / name).write_bytes(cv2.imencode(".png", scene.image)[1])
+        (folder / "images" / name).write_bytes(cv2.imencode(".png", scene.image)[1].tobytes())
         images.append({"id": i, "file_name": name, "height": height, "width": width})
         for instance in scene.instances:
             ids = {"id": len(annotations) + 1, "image_id": i}

@@ -1,6 +1,6 @@
 """Images of articulated figures with COCO's keypoints, some of them hidden."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -82,7 +82,7 @@ def draw_people(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     count = rng.choice((1, 2), p=(0.7, 0.3))
     places = (rng.permutation(count)[:, None] + (0.25, 0.75)) / count
     heights = np.sort(rng.uniform(0.7, 1, count)) * min(size)
-    draws = [
+    draws: list[Callable[[int], Joints | None]] = [
         partial(draw_figure, height=height, place=place)
         for height, place in zip(heights, places, strict=True)
     ]
@@ -203,11 +203,12 @@ def random_parts(rng: np.random.Generator, front: bool) -> dict[str, list[Part]]
     shirt, trousers = (random_texture(rng, rng.uniform(0.03, 0.06)) for _ in range(2))
     sleeve = shirt if rng.random() < 0.5 else skin
     shin = trousers if rng.random() < 0.7 else skin
-    head = [(skin, {"head": 0.04, "throat": 0.04}), (hair, {"head": (0.088, 0.11)})]
+    head: list[Part] = [(skin, {"head": 0.04, "throat": 0.04}), (hair, {"head": (0.088, 0.11)})]
     if front:
         head += [(skin, {"face": (0.072, 0.088)}), (LIPS, {"mouth": (0.03, 0.008)})]
         head += [(plain(skin.tile * 0.65), {"nose": (0.012, 0.018)})]
-    parts, corners = {"head": head}, {}
+    parts: dict[str, list[Part]] = {"head": head}
+    corners: dict[str, float | tuple[float, float]] = {}
     for side in ("left", "right"):
         names = (f"{side}_{name}" for name in ("eye", "ear", *LIMBS))
         eye, ear, shoulder, elbow, wrist, hip, knee, ankle = names

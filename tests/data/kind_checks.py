@@ -1,7 +1,7 @@
 """What holds of every kind of generated set, for the tests of the package and of projects."""
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ def registered_set(kind: str, folder: Path) -> Iterator[str]:
         MetadataCatalog.remove(name)
 
 
-def names_of(kinds: Sequence[str]) -> list[str]:
+def names_of(kinds: Collection[str]) -> list[str]:
     """The names of the datasets of these kinds."""
     return [f"{kind}_{split}" for kind in kinds for split in SPLITS]
 
@@ -178,7 +178,7 @@ def check_import_registers_below_the_root_and_writes_nothing(
     assert not list(root.iterdir())
 
 
-def check_splits(kinds: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def check_splits(kinds: Collection[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
     def record(folder, **arguments):
