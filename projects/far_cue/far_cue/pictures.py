@@ -85,7 +85,7 @@ def plot_entropy(output: Path, task: str, seeds: Sequence[int], file: Path) -> b
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     for i, name in enumerate(WITH_ENTROPY):
-        label = VARIANTS[name].title
+        label: str | None = VARIANTS[name].title
         for run in (Run(task, name, seed) for seed in seeds):
             if run.result(output) is None:
                 continue

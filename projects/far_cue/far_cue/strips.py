@@ -141,8 +141,8 @@ class _Strip:
             parts: outlines in the unit circle and their colours, the later ones on top.
             cell: the quarter of the zone, by row and column; by default all of it.
         """
-        x, y = 0 if at_start else self._width - zone, 0
-        width, height = zone, self._height
+        width, height = float(zone), float(self._height)
+        x, y = 0.0 if at_start else self._width - width, 0.0
         if cell is not None:
             width, height = width / 2, height / 2
             x, y = x + cell[1] * width, y + cell[0] * height

@@ -1,5 +1,6 @@
 """What models are trained to do: where the answer lies far away."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Task:
     train: tuple[str, ...]
     test: str
     iterations: int
-    options: dict[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     config: Path = CONFIGS / "far_cue.yaml"
     measure: Measure = TARGETS
     seeds: tuple[int, ...] = (501, 502, 503, 504, 505)

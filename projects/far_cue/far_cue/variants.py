@@ -1,5 +1,6 @@
 """The models that are compared, and the controls among them that are no choice of the config."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from detectron2.config import CfgNode, get_cfg
@@ -62,7 +63,7 @@ class Variant:
     """A model: its title in tables, what it changes in the config, and the tasks it is tried on."""
 
     title: str
-    options: dict[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     tasks: tuple[str, ...] = ("one_key",)
 
 
