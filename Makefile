@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/python dev/demo.py
 
 evidence: setup
-	$(BIN)/python projects/far_cue/run.py --docs projects/far_cue/docs
+	$(BIN)/python projects/far_cue/run.py --docs projects/far_cue
 
 # One process for each core, and one core for each process
 test: setup

@@ -1,5 +1,5 @@
 from . import builtin as _  # only registration
-from .builtin import register_generated
+from .builtin import register_generated, register_splits
 from .drawing import Instance, Scene
 from .generate import KINDS, Kind, generate, register_kind
 from .people import PERSON_SKELETON, draw_people
@@ -17,4 +17,5 @@ __all__ = [
     "generate",
     "register_generated",
     "register_kind",
+    "register_splits",
 ]

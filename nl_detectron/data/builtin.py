@@ -1,7 +1,8 @@
-"""Registers the generated sets as Detectron2 datasets, as Detectron2 does with its builtin ones.
+"""Registers generated sets as Detectron2 datasets, as Detectron2 does with its builtin ones.
 
 They are small images below `$DETECTRON2_DATASETS` (by default `datasets`), which is read when
-this module is imported. Importing generates nothing: a set is generated when it is first used.
+they are registered; those of shapes and people are when this module is imported. That generates
+nothing: a set is generated when it is first used.
 """
 
 import os
@@ -62,6 +63,9 @@ def register_splits(kind: str, root: str | Path | None = None) -> list[str]:
 
     Returns:
         These names.
+
+    Raises:
+        AssertionError: if Detectron2 knows a dataset of one of these names already.
     """
     root = root or Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
     names = []
@@ -73,5 +77,5 @@ def register_splits(kind: str, root: str | Path | None = None) -> list[str]:
     return names
 
 
-for _kind in KINDS:
+for _kind in ("shapes", "people"):
     register_splits(_kind)

@@ -1,4 +1,4 @@
-"""What both kinds of generated images share: scenes, textures and a layered canvas."""
+"""What all kinds of generated images share: scenes, textures and a layered canvas."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Texture:
         return cv2.warpAffine(self.tile, to_tile, size, flags=flags, borderMode=cv2.BORDER_WRAP)
 
 
-def plain(colour: Sequence[float]) -> Texture:
+def plain(colour: Sequence[float] | np.ndarray) -> Texture:
     """One BGR colour."""
     return Texture(np.asarray(colour).astype(np.uint8).reshape(1, 1, 3))
 
@@ -108,8 +108,9 @@ class Canvas:
         fine = width * SAMPLES, height * SAMPLES
         self._image = cv2.resize(image.clip(0, 255).astype(np.uint8), fine)
         self._labels = np.zeros(fine[::-1], np.uint16)  # indices into _parts
-        self._parts = [(0, ())]  # the object, and the names of the keypoints that are seen there
-        self._areas = []  # of each object before later ones covered it
+        # of each part the object, and the names of the keypoints that are seen there
+        self._parts: list[tuple[int, Sequence[str]]] = [(0, ())]
+        self._areas: list[int] = []  # of each object before later ones covered it
         t = np.linspace(0, 1, 16)[:, None]
         for _ in range(rng.integers(1, 6)):
             a, b, c = rng.uniform(-0.1, 1.1, (3, 2)) * (width, height)

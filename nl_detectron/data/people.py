@@ -1,6 +1,6 @@
 """Images of articulated figures with COCO's keypoints, some of them hidden."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -82,7 +82,7 @@ def draw_people(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     count = rng.choice((1, 2), p=(0.7, 0.3))
     places = (rng.permutation(count)[:, None] + (0.25, 0.75)) / count
     heights = np.sort(rng.uniform(0.7, 1, count)) * min(size)
-    draws = [
+    draws: list[Callable[[int], Joints | None]] = [
         partial(draw_figure, height=height, place=place)
         for height, place in zip(heights, places, strict=True)
     ]
@@ -107,11 +107,19 @@ def paint_figure(
     lean: float,
     hips: np.ndarray,
 ) -> Joints:
-    """Paints a figure of `height` pixels, the later parts over the earlier; its joints in pixels.
+    """Paints a figure, the later parts over the earlier.
 
     Args:
+        canvas: what is painted on.
+        number: the figure's, as given by `Canvas.place`.
+        joints: in units of the figure's height.
+        parts: of the figure, in the order of painting.
+        height: the figure's, in pixels.
         lean: radians, clockwise.
-        hips: the point between them, (x, y) in pixels.
+        hips: the point between them, (2,), x and y in pixels.
+
+    Returns:
+        The joints in the image, in pixels.
     """
     to_image = rotation(lean) * height
     for texture, radii in parts:
@@ -125,7 +133,14 @@ def paint_figure(
 def figure_keypoints(
     canvas: Canvas, number: int, joints: Joints, size: tuple[int, int]
 ) -> np.ndarray:
-    """The keypoints (17, 3) of an object from its joints in the image."""
+    """A figure's keypoints, float64 (17, 3), as in an `Instance`.
+
+    Args:
+        canvas: what all is painted on by now.
+        number: the figure's.
+        joints: in the image, as from :func:`paint_figure`, those of all keypoints and maybe more.
+        size: (H, W) of the image.
+    """
     keypoints = np.zeros((len(COCO_PERSON_KEYPOINT_NAMES), 3))
     for row, name in zip(keypoints, COCO_PERSON_KEYPOINT_NAMES, strict=True):
         point = joints[name].round(2)
@@ -135,7 +150,12 @@ def figure_keypoints(
 
 
 def random_pose(rng: np.random.Generator, front: bool) -> Joints:
-    """The joints of a random pose."""
+    """The joints of a random pose, in units of the figure's height.
+
+    Args:
+        rng: source of all random choices.
+        front: whether the figure faces the camera.
+    """
     joints, face_x = {}, rng.uniform(-0.25, 0.25)
     shoulder, hip = (rng.uniform(0.09, 0.12), -0.27), (rng.uniform(0.05, 0.065), 0)
     head = {"head": (0, 0), "face": (0.3 * face_x, 0.2)}  # in units of the head's radii
@@ -157,23 +177,38 @@ def random_pose(rng: np.random.Generator, front: bool) -> Joints:
 def bone_chain(
     start: Sequence[float], lengths: Sequence[float], angles: Sequence[float]
 ) -> np.ndarray:
-    """The joints (n + 1, 2) of n bones one after the other."""
+    """The joints, float64 (n + 1, 2), of n bones one after the other.
+
+    Args:
+        start: the first joint, (2,).
+        lengths: of the bones, (n,).
+        angles: radians from straight down towards positive x, (n,).
+    """
     steps = np.stack([np.sin(angles), np.cos(angles)], axis=1) * np.reshape(lengths, (-1, 1))
     return np.cumsum([start, *steps], axis=0)
 
 
 def random_parts(rng: np.random.Generator, front: bool) -> dict[str, list[Part]]:
-    """The parts of a figure by limb, in the order of painting, in random clothes."""
+    """The parts of a figure in random clothes: by limb, and there in the order of painting.
+
+    Args:
+        rng: source of all random choices.
+        front: whether the figure faces the camera.
+
+    Returns:
+        Of "head", "torso", and "left_arm", "left_leg" and the same of the right.
+    """
     skin = plain(SKIN[0] + rng.random() * (SKIN[1] - SKIN[0]))
     hair, shoe = plain(rng.choice(HAIR)), plain(random_colour(rng))
     shirt, trousers = (random_texture(rng, rng.uniform(0.03, 0.06)) for _ in range(2))
     sleeve = shirt if rng.random() < 0.5 else skin
     shin = trousers if rng.random() < 0.7 else skin
-    head = [(skin, {"head": 0.04, "throat": 0.04}), (hair, {"head": (0.088, 0.11)})]
+    head: list[Part] = [(skin, {"head": 0.04, "throat": 0.04}), (hair, {"head": (0.088, 0.11)})]
     if front:
         head += [(skin, {"face": (0.072, 0.088)}), (LIPS, {"mouth": (0.03, 0.008)})]
         head += [(plain(skin.tile * 0.65), {"nose": (0.012, 0.018)})]
-    parts, corners = {"head": head}, {}
+    parts: dict[str, list[Part]] = {"head": head}
+    corners: dict[str, float | tuple[float, float]] = {}
     for side in ("left", "right"):
         names = (f"{side}_{name}" for name in ("eye", "ear", *LIMBS))
         eye, ear, shoulder, elbow, wrist, hip, knee, ankle = names

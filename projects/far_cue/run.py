@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Trains models with and without non-local blocks where the answer lies far away; docs/evidence.md.
+"""Trains models with and without non-local blocks where the answer lies far away; README.md.
 
-python tools/far_cue.py [--variants plain embedded_gaussian] [--seeds 501 502] [--docs docs]
+python projects/far_cue/run.py [--variants plain embedded_gaussian] [--seeds 501 502]
 
-Run it again to go on where it was stopped. What is not run yet is marked so in the report.
+Run it again to go on where it was stopped. What is not run yet is marked so in the page.
 """
 
 import argparse
@@ -12,24 +12,19 @@ import sys
 import time
 from pathlib import Path
 
-from far_cue import (
-    DIFFICULTIES,
-    VARIANTS,
-    Run,
-    run_all,
-    variants_of,
-    write_report,
-)
-from nl_detectron.engine import usage_errors
+from far_cue import TASKS, VARIANTS, Run, run_all, variants_of, write_page
+from nl_detectron.errors import usage_errors
 
-if __name__ == "__main__":
+
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("output/far_cue"), metavar="FOLDER")
-    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="by default that of --output")
-    choices = list(DIFFICULTIES)
-    parser.add_argument("--difficulties", nargs="+", default=choices, choices=choices)
+    parser.add_argument(
+        "--docs", type=Path, metavar="FOLDER", help="of the page, by default that of --output"
+    )
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: each task's")
     parser.add_argument("--workers", type=int, help="runs at a time; by default one for each core")
@@ -37,17 +32,21 @@ if __name__ == "__main__":
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the trainings, too
     start = time.time()
-    seeds = {name: args.seeds or DIFFICULTIES[name].seeds for name in args.difficulties}
+    seeds = {task: args.seeds or TASKS[task].seeds for task in args.tasks}
     # All variants with one seed before the next seed: an early stop leaves no row empty.
     runs = [
-        Run(difficulty, variant, seed)
+        Run(task, variant, seed)
         for turn in zip(*seeds.values(), strict=True)
-        for difficulty, seed in zip(seeds, turn, strict=True)
-        for variant in variants_of(difficulty)
+        for task, seed in zip(seeds, turn, strict=True)
+        for variant in variants_of(task)
         if variant in args.variants
     ]
     with usage_errors():
         if not args.report_only:
             run_all(runs, args.output, workers=args.workers)
-        report = write_report(args.output, args.docs or args.output, args.seeds, "make evidence")
-    print(f"Wrote {report} in {time.time() - start:.0f} s")
+        page = write_page(args.output, args.docs or args.output, args.seeds)
+    print(f"Wrote {page} in {time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

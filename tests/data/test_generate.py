@@ -1,6 +1,5 @@
 import json
 import multiprocessing
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,36 +7,29 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES as NAMES
-from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from nl_detectron.data import (
     KINDS,
-    MATCHING_KEY_CLASSES,
-    ONE_KEY_CLASSES,
     SHAPE_CLASSES,
+    Kind,
     draw_people,
     draw_shapes,
     generate,
+    register_kind,
 )
-from nl_detectron.data.drawing import MIN_PIXELS, Canvas, plain
+from nl_detectron.data.drawing import Canvas, plain
+from tests.data import kind_checks as checks
+from tests.data.kind_checks import BUILTIN, contents
 
-SEED, NUM_IMAGES, SIZE = 7, 10, (128, 128)
-# Number of objects in an image, at least and at most
-OBJECTS = {
-    "shapes": (2, 3),
-    "people": (1, 2),
-    "people_in_skirts": (1, 1),
-    "far_cue_one_key": (3, 5),
-    "far_cue_lone_key": (3, 5),
-    "far_cue_matching_key": (6, 8),
-}
+SEED, SIZE = checks.SEED, (128, 128)
 
 
-@pytest.fixture(scope="module", params=sorted(KINDS))
-def generated(request, tmp_path_factory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp(request.param) / "set"
-    return request.param, generate(folder, kind=request.param, num_images=NUM_IMAGES, seed=SEED)
+@pytest.fixture(scope="module", params=sorted(BUILTIN))
+def generated(request, tmp_path_factory) -> tuple[str, checks.Expected, Path]:
+    kind = request.param
+    folder = tmp_path_factory.mktemp(kind) / "set"
+    return kind, BUILTIN[kind], checks.generated_set(kind, folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,65 +45,12 @@ def figures() -> list[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
     return result
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 def test_pycocotools_reads_the_set(generated):
-    kind, json_file = generated
-    coco = COCO(json_file)
-    assert coco.dataset["info"] | {"description": "", "version": 0} == {
-        "description": "",
-        "version": 0,
-        "kind": kind,
-        "seed": SEED,
-        "num_images": NUM_IMAGES,
-        "size": list(KINDS[kind].size),
-    }
-    assert set(coco.dataset) == {"info", "licenses", "images", "annotations", "categories"}
-    assert sorted(coco.imgs) == list(range(1, NUM_IMAGES + 1))
-    assert sorted(coco.anns) == list(range(1, len(coco.anns) + 1))
-    names = {"shapes": SHAPE_CLASSES, "far_cue_one_key": ONE_KEY_CLASSES}
-    names = list(names.get(kind, MATCHING_KEY_CLASSES))
-    if kind.startswith("people"):
-        names = ["person"]
-    assert [coco.cats[i + 1]["name"] for i in range(len(coco.cats))] == names
-    if kind.startswith("people"):
-        assert coco.cats[1]["keypoints"] == list(NAMES)
-        bones = {frozenset((NAMES[a - 1], NAMES[b - 1])) for a, b in coco.cats[1]["skeleton"]}
-        assert len(bones) == 19
-        assert {"left_knee", "left_ankle"} in bones and {"left_hip", "right_knee"} not in bones
+    checks.check_pycocotools_reads_the_set(*generated)
 
 
 def test_annotations_are_exact(generated):
-    kind, json_file = generated
-    coco = COCO(json_file)
-    for i, image in coco.imgs.items():
-        scene = KINDS[kind].draw(np.random.default_rng([SEED, i]), KINDS[kind].size)
-        on_disk = cv2.imread(str(json_file.parent / "images" / image["file_name"]))
-        np.testing.assert_array_equal(on_disk, scene.image)
-        annotations = coco.imgToAnns[i]
-        low, high = OBJECTS[kind]
-        assert low <= len(annotations) <= high
-        masks = [coco.annToMask(annotation) for annotation in annotations]
-        assert np.sum(masks, axis=0).max() == 1  # disjoint
-        for annotation, mask, instance in zip(annotations, masks, scene.instances, strict=True):
-            np.testing.assert_array_equal(mask, instance.mask)
-            assert isinstance(annotation["segmentation"]["counts"], str)
-            assert mask_util.area(annotation["segmentation"]) == annotation["area"] == mask.sum()
-            assert annotation["area"] >= MIN_PIXELS
-            y, x = np.nonzero(mask)
-            x_size, y_size = np.ptp(x) + 1, np.ptp(y) + 1
-            assert annotation["bbox"] == [x.min(), y.min(), x_size, y_size]
-            assert annotation["category_id"] == instance.category_id
-            assert annotation["iscrowd"] == 0
-            if kind.startswith("people"):
-                keypoints = np.reshape(annotation["keypoints"], (17, 3))
-                np.testing.assert_array_equal(keypoints, instance.keypoints)
-                assert annotation["num_keypoints"] == np.count_nonzero(keypoints[:, 2])
-            else:
-                assert "keypoints" not in annotation
+    checks.check_annotations_are_exact(*generated)
 
 
 def test_canvas_masks_are_the_visible_pixels():
@@ -193,31 +132,15 @@ def test_left_and_right_follow_from_the_view(figures):
     assert 0.1 < backs / len(figures) < 0.3
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", BUILTIN)
 def test_images_depend_on_seed_and_number_only(kind, tmp_path):
-    few = generate(tmp_path / "few", kind=kind, num_images=2, seed=1).parent
-    again = generate(tmp_path / "again", kind=kind, num_images=2, seed=1).parent
-    many = generate(tmp_path / "many", kind=kind, num_images=4, seed=1).parent
-    other = generate(tmp_path / "other", kind=kind, num_images=2, seed=2).parent
-    assert _contents(few) == _contents(again)
-    images, more, others = (_contents(folder / "images") for folder in (few, many, other))
-    assert sorted(more) == ["000001.png", "000002.png", "000003.png", "000004.png"]
-    assert images.items() <= more.items()
-    assert len({*more.values(), *others.values()}) == 6
+    checks.check_images_depend_on_seed_and_number_only(kind, tmp_path)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize("larger", [(0, 0), (33, 147), (86, 7)])
+@pytest.mark.parametrize("kind", BUILTIN)
+@pytest.mark.parametrize("larger", checks.LARGER)
 def test_sizes(kind, larger, tmp_path):
-    size = tuple(np.add(KINDS[kind].min_size, larger).tolist())
-    coco = COCO(generate(tmp_path / "set", kind=kind, num_images=2, size=size, seed=3))
-    for image in coco.imgs.values():
-        assert (image["height"], image["width"]) == size
-        assert cv2.imread(str(tmp_path / "set/images" / image["file_name"])).shape == (*size, 3)
-    for annotation in coco.anns.values():
-        assert tuple(annotation["segmentation"]["size"]) == size
-        for x, y, visibility in np.reshape(annotation.get("keypoints", []), (-1, 3)):
-            assert (0 <= x <= size[1] - 1 and 0 <= y <= size[0] - 1) or visibility == 0
+    checks.check_size(kind, larger, tmp_path / "set")
 
 
 def test_objects_scale_with_the_image():
@@ -253,12 +176,12 @@ def test_different_set_is_replaced(change, tmp_path):
     generate(tmp_path / "set", kind="shapes", num_images=2, seed=1)
     generate(tmp_path / "set", **asked)
     generate(tmp_path / "fresh", **asked)
-    assert _contents(tmp_path / "set") == _contents(tmp_path / "fresh")
+    assert contents(tmp_path / "set") == contents(tmp_path / "fresh")
 
 
 def test_older_version_is_replaced(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules[generate.__module__], "VERSION", 0)
+        patch.setitem(KINDS, "shapes", replace(KINDS["shapes"], version=0))
         generate(tmp_path / "set", kind="shapes", num_images=1, seed=1)
     json_file = generate(tmp_path / "set", kind="shapes", num_images=1, seed=1)
     assert json.loads(json_file.read_text())["info"]["version"] > 0
@@ -266,10 +189,10 @@ def test_older_version_is_replaced(tmp_path, monkeypatch):
 
 def test_a_set_with_missing_images_is_made_again(tmp_path):
     json_file = generate(tmp_path / "set", kind="shapes", num_images=2, seed=1)
-    before = _contents(tmp_path / "set")
+    before = contents(tmp_path / "set")
     (json_file.parent / "images/000002.png").unlink()
     generate(tmp_path / "set", kind="shapes", num_images=2, seed=1)
-    assert _contents(tmp_path / "set") == before
+    assert contents(tmp_path / "set") == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "instances.json"])
@@ -279,7 +202,7 @@ def test_other_folders_are_left_alone(name, text, tmp_path):
     (tmp_path / "set" / name).write_text(text)
     with pytest.raises(FileExistsError, match="is in the way"):
         generate(tmp_path / "set", kind="shapes", num_images=1, seed=1)
-    assert _contents(tmp_path / "set") == {name: text.encode()}
+    assert contents(tmp_path / "set") == {name: text.encode()}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -296,14 +219,14 @@ def test_interruption_leaves_nothing_behind(error, tmp_path, monkeypatch):
             generate(folder, kind="shapes", num_images=4, seed=1)
         assert [path.name for path in tmp_path.iterdir()] == ["set.lock"]
     generate(folder, kind="shapes", num_images=4, seed=1)
-    before, kept = _contents(folder), 4
+    before, kept = contents(folder), 4
 
     with monkeypatch.context() as patch:
         patch.setitem(KINDS, "shapes", replace(KINDS["shapes"], draw=fail_at_third))
         with pytest.raises(error):
             generate(folder, kind="shapes", num_images=4, seed=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "set.lock"]
-    assert _contents(folder) == before
+    assert contents(folder) == before
 
 
 @pytest.fixture
@@ -334,13 +257,9 @@ def test_two_processes_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "cars"}, "kind must be one of shapes, people, .*, not 'cars'"),
+        ({"kind": "cars"}, "kind must be one of shapes, people, (.*, )?not 'cars'"),
         ({"num_images": 0}, "num_images must be at least 1, not 0"),
         ({"size": (128, 63)}, r"size must be at least \(64, 64\) .*, not \(128, 63\)"),
-        (
-            {"kind": "far_cue_one_key", "size": (64, 128)},
-            r"at least \(64, 320\) \(height, width\) for far_cue_one_key, not \(64, 128\)",
-        ),
         ({"seed": -1}, "seed must not be negative, but is -1"),
     ],
 )
@@ -349,3 +268,32 @@ def test_errors(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         generate(tmp_path / "set", **asked)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def kinds():
+    """What is registered in a test ends with it."""
+    before = dict(KINDS)
+    yield
+    KINDS.clear()
+    KINDS.update(before)
+
+
+def test_a_registered_kind_is_generated(tmp_path, kinds):
+    own = Kind(draw_shapes, "own.json", KINDS["shapes"].categories, (80, 96), version=7)
+    register_kind("own", own)
+    register_kind("own", replace(own))  # an equal one again
+    json_file = generate(tmp_path / "set", kind="own", num_images=1, seed=1)
+    assert json_file == tmp_path / "set/own.json"
+    info = json.loads(json_file.read_text())["info"]
+    assert (info["kind"], info["version"], info["size"]) == ("own", 7, [80, 96])
+    assert cv2.imread(str(tmp_path / "set/images/000001.png")).shape == (80, 96, 3)
+
+
+def test_another_kind_of_the_same_name_is_refused(kinds):
+    shapes, people = KINDS["shapes"], KINDS["people"]
+    with pytest.raises(ValueError, match="name 'shapes' is taken by another kind; taken are sh"):
+        register_kind("shapes", people)
+    with pytest.raises(ValueError, match="name 'shapes' is taken"):
+        register_kind("shapes", replace(shapes, version=shapes.version + 1))
+    assert KINDS["shapes"] is shapes

@@ -1,7 +1,12 @@
-"""The experiment behind docs/evidence.md: what models do with non-local blocks and without."""
+"""An experiment: what models with and without non-local blocks do where the answer lies far away.
 
-from .report import write_report
+Importing it registers its datasets and the models that are no choice of nl_detectron's config.
+"""
+
+from . import datasets as _  # only registration
+from .page import write_page
 from .run import Run, run_all
-from .variants import DIFFICULTIES, VARIANTS, variants_of
+from .tasks import TASKS
+from .variants import VARIANTS, variants_of
 
-__all__ = ["DIFFICULTIES", "VARIANTS", "Run", "run_all", "variants_of", "write_report"]
+__all__ = ["TASKS", "VARIANTS", "Run", "run_all", "variants_of", "write_page"]

@@ -59,8 +59,7 @@ def target_accuracy(truth: dict, detections: Iterable[dict]) -> tuple[float, flo
     told = [
         answers[best["category_id"]] == answers[target["category_id"]] for target, best in found
     ]
-    accuracy = float(np.mean(told)) if told else float("nan")
-    return accuracy, len(told) / max(len(targets), 1)
+    return _mean(told), len(told) / max(len(targets), 1)
 
 
 def joints_placed(truth: dict, detections: Iterable[dict]) -> tuple[float, float, float]:
@@ -84,8 +83,7 @@ def joints_placed(truth: dict, detections: Iterable[dict]) -> tuple[float, float
         placed = np.hypot(px - x, py - y) <= TOLERANCE * figure["bbox"][3]
         hidden.extend(placed[(visibility == 1) & asked])
         visible.extend(placed[visibility == 2])
-    fractions = [float(np.mean(placed)) if placed else float("nan") for placed in (hidden, visible)]
-    return *fractions, len(found) / max(len(truth["annotations"]), 1)
+    return _mean(hidden), _mean(visible), len(found) / max(len(truth["annotations"]), 1)
 
 
 def find(objects: Sequence[dict], detections: Iterable[dict]) -> list[tuple[dict, dict]]:
@@ -112,11 +110,16 @@ def read_curve(metrics_file: Path, class_names: Sequence[str]) -> list[tuple[int
     targets = [name for name in class_names if is_target(name)]
     keys = [name for name in class_names if not is_target(name)]
 
-    def mean(record: dict, names: Sequence[str]) -> float:
+    def mean(record: Mapping, names: Sequence[str]) -> float:
         return float(np.nan_to_num([record[f"bbox/AP-{name}"] for name in names]).mean())
 
     evaluated = [r for r in read_metrics(metrics_file) if f"bbox/AP-{keys[0]}" in r]
-    return [(r["iteration"], mean(r, targets), mean(r, keys)) for r in evaluated]
+    return [(int(r["iteration"]), mean(r, targets), mean(r, keys)) for r in evaluated]
+
+
+def _mean(told: Sequence[bool]) -> float:
+    """The fraction that is true; NaN of none."""
+    return float(np.mean(told)) if told else float("nan")
 
 
 def _read_targets(truth: dict, detections: list[dict], metrics_file: Path) -> dict:

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,43 +21,51 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from nl_detectron import Predictor
 from nl_detectron.checkpoint.writing import replacing
-from nl_detectron.data.generate import VERSION
-from nl_detectron.engine import Trainer, UsageError
+from nl_detectron.engine import Trainer
 from nl_detectron.engine.launch import num_cpu_cores
-from nl_detectron.model_zoo import get_config_file
+from nl_detectron.errors import UsageError
 
-from .variants import DIFFICULTIES, build_cfg, options
+from .datasets import VERSION
+from .tasks import TASKS
+from .variants import build_cfg, options, variants_of
 
 RESULT = "result.json"
+
+# By variant, those of several seeds each
+Results = Mapping[str, Sequence[Mapping]]
 
 
 @dataclass(frozen=True)
 class Run:
     """One training: a variant on a task with a seed, and config overrides."""
 
-    difficulty: str
+    task: str
     variant: str
     seed: int
     opts: tuple[str, ...] = ()
 
     def folder(self, output: Path) -> Path:
-        return output / self.difficulty / self.variant / f"seed_{self.seed}"
+        return output / self.task / self.variant / f"seed_{self.seed}"
 
     def weights(self, output: Path) -> Path:
         return self.folder(output) / "model_final.pth"
 
     def cfg(self, output: Path) -> CfgNode:
-        cfg = build_cfg(self.variant, self.difficulty, self.seed)
+        cfg = build_cfg(self.variant, self.task, self.seed)
         cfg.merge_from_list(list(self.opts))
         cfg.OUTPUT_DIR = str(self.folder(output))
         return cfg
 
+    def predictor(self, output: Path) -> Predictor:
+        """The trained model, on the CPU."""
+        return Predictor(self.cfg(output), self.weights(output), device="cpu")
+
     def fingerprint(self) -> str:
         """By which a result is known to be of these settings."""
-        config_file = get_config_file(DIFFICULTIES[self.difficulty].config)
-        config = Path(config_file).read_text(encoding="utf-8")
-        settings = options(self.variant, self.difficulty, self.seed)
+        config = TASKS[self.task].config.read_text(encoding="utf-8")
+        settings = options(self.variant, self.task, self.seed)
         text = json.dumps([VERSION, config, settings, self.opts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -70,11 +78,19 @@ class Run:
         return result if result.get("fingerprint") == self.fingerprint() else None
 
 
+def read_results(output: Path, task: str, seeds: Sequence[int]) -> Results:
+    """The results that are there, of these seeds and of the variants as they are now."""
+    return {
+        variant: [result for seed in seeds if (result := Run(task, variant, seed).result(output))]
+        for variant in variants_of(task)
+    }
+
+
 def first_trained(
-    output: Path, difficulty: str, variants: Sequence[str], seeds: Sequence[int]
+    output: Path, task: str, variants: Sequence[str], seeds: Sequence[int]
 ) -> Run | None:
     """The first run with a result and weights, of the first variant that has one."""
-    runs = [Run(difficulty, variant, seed) for variant in variants for seed in seeds]
+    runs = [Run(task, variant, seed) for variant in variants for seed in seeds]
     return next((run for run in runs if run.result(output) and run.weights(output).exists()), None)
 
 
@@ -101,7 +117,7 @@ def train_and_measure(run: Run, output: Path) -> dict:
 
     detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
     truth = json.loads(Path(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file).read_text())
-    measure = DIFFICULTIES[run.difficulty].measure
+    measure = TASKS[run.task].measure
     result = {
         "fingerprint": run.fingerprint(),
         **measure.read(truth, detections, folder / "metrics.json"),
@@ -122,7 +138,7 @@ def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) ->
     """
     missing = [run for run in runs if run.result(output) is None]
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already", flush=True)
-    for task in (DIFFICULTIES[name] for name in dict.fromkeys(run.difficulty for run in missing)):
+    for task in (TASKS[name] for name in dict.fromkeys(run.task for run in missing)):
         for name in (*task.train, task.test):  # generated here, once, with its own progress bar
             DatasetCatalog.get(name)
     workers = min(workers or num_cpu_cores(), max(len(missing), 1))
@@ -144,7 +160,7 @@ def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) ->
                 done += 1
                 left = (time.time() - start) / done * len(futures)
                 print(
-                    f"[{done}/{len(missing)}] {run.difficulty} {run.variant} seed {run.seed}: "
+                    f"[{done}/{len(missing)}] {run.task} {run.variant} seed {run.seed}: "
                     f"{_summary(run, result)}; ETA {timedelta(seconds=round(left))}",
                     flush=True,
                 )
@@ -158,7 +174,7 @@ def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) ->
 
 def _summary(run: Run, result: dict) -> str:
     """The figures of a result in one line, such as "target AP 31.5"."""
-    columns = DIFFICULTIES[run.difficulty].measure.columns
+    columns = TASKS[run.task].measure.columns
     names = {key: title.partition(", ") for title, key in columns.items()}
     return ", ".join(
         f"{name} {result[key]:.1f} {unit}".rstrip() for key, (name, _, unit) in names.items()

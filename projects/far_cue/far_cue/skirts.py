@@ -15,6 +15,10 @@ from nl_detectron.data.people import (
     random_pose,
 )
 
+FIGURE_SIZE = (128, 128)  # the smallest (H, W) of an image, in pixels
+# The box of the largest figure in such an image, and an ankle of it; the arms are above row ARMS
+FIGURE, ANKLE, ARMS = (14, 3, 113, 126), (94, 114), 39
+
 SKIRT = {  # its corners
     f"{side}_{end}": np.array((x * out, y))
     for side, out in (("left", 1), ("right", -1))

@@ -10,8 +10,10 @@ import numpy as np
 
 from nl_detectron.data.drawing import UNIT_CIRCLE, Canvas, Instance, Scene, plain, rotation
 
-FAR_CUE_SIZE = (64, 320)  # the smallest (H, W), in pixels
+STRIP_SIZE = (64, 320)  # the smallest (H, W), in pixels
 KEY_ZONE, TARGET_ZONE = 64, 80  # pixels from either end, in which all of a key or target lies
+GAP = STRIP_SIZE[1] - KEY_ZONE - TARGET_ZONE  # pixels from a target to the keys, at least
+NEAREST_TARGET = (KEY_ZONE + GAP, 22, KEY_ZONE + GAP + 20, 42)  # its box, in an unmirrored strip
 
 WHITE, BLACK = (245, 245, 245), (15, 15, 15)  # BGR
 RED, GREEN = (40, 40, 220), (40, 190, 40)
@@ -34,7 +36,7 @@ def draw_one_key(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
 
     Args:
         rng: source of all random choices.
-        size: (H, W) of the image in pixels, at least :data:`FAR_CUE_SIZE`.
+        size: (H, W) of the image in pixels, at least :data:`STRIP_SIZE`.
 
     Returns:
         The scene; category `i + 1` is `ONE_KEY_CLASSES[i]`.
@@ -139,8 +141,8 @@ class _Strip:
             parts: outlines in the unit circle and their colours, the later ones on top.
             cell: the quarter of the zone, by row and column; by default all of it.
         """
-        x, y = 0 if at_start else self._width - zone, 0
-        width, height = zone, self._height
+        width, height = float(zone), float(self._height)
+        x, y = 0.0 if at_start else self._width - width, 0.0
         if cell is not None:
             width, height = width / 2, height / 2
             x, y = x + cell[1] * width, y + cell[0] * height

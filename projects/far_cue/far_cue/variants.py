@@ -1,79 +1,23 @@
 """The models that are compared, and the controls among them that are no choice of the config."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.modeling.backbone import ResNet, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
-from nl_detectron.data import MATCHING_KEY_CLASSES, ONE_KEY_CLASSES
-from nl_detectron.layers import NonLocalBlock
-from nl_detectron.model_zoo import get_config
+from nl_detectron import NonLocalBlock, NonLocalKeypointHead, add_non_local_config
 from nl_detectron.modeling.backbone import build_non_local_resnet_backbone
 from nl_detectron.modeling.insertion import insert_after
-from nl_detectron.modeling.keypoint_head import NonLocalKeypointHead
 
-from .measures import JOINTS, TARGETS, Measure
-
-CONFIG = "quick_schedules/Base-Far-Cue.yaml"
-KEYPOINT_CONFIG = "quick_schedules/Base-People-In-Skirts.yaml"
-
-
-@dataclass(frozen=True)
-class Difficulty:
-    """A task: its title, its number of classes, the datasets, and how all models train on it.
-
-    ``options`` and what is special to a variant change ``config``; ``measure`` is what counts.
-    ``seeds`` were used in choosing no setting of the task.
-    """
-
-    title: str
-    num_classes: int
-    train: tuple[str, ...]
-    test: str
-    iterations: int
-    options: dict[str, object] = field(default_factory=dict)
-    config: str = CONFIG
-    measure: Measure = TARGETS
-    seeds: tuple[int, ...] = (501, 502, 503, 504, 505)
-
-
-DIFFICULTIES = {
-    "one_key": Difficulty(
-        "One key", len(ONE_KEY_CLASSES), ("far_cue_one_key_train",), "far_cue_one_key_val", 400
-    ),
-    # Half of the training images have a single key, from which it is learned what keys are for.
-    "matching_key": Difficulty(
-        "Matching key",
-        len(MATCHING_KEY_CLASSES),
-        ("far_cue_lone_key_train", "far_cue_matching_key_train"),
-        "far_cue_matching_key_val",
-        900,
-        # Its targets have eight classes: more samples of them
-        {
-            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
-            "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.75,
-            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,
-            "SOLVER.CLIP_GRADIENTS.ENABLED": False,
-        },
-    ),
-    "hidden_legs": Difficulty(
-        "Hidden legs",
-        1,
-        ("people_in_skirts_train",),
-        "people_in_skirts_val",
-        700,
-        config=KEYPOINT_CONFIG,
-        measure=JOINTS,
-        seeds=(502, 503, 504, 505, 506),
-    ),
-}
+from .tasks import TASKS
 
 # The bottleneck channels with which a residual block has at least the parameters and FLOPs of any
-# one non-local block at its place in the model of CONFIG
+# one non-local block at its place in the model for strips
 DEEPER_CHANNELS = 56
 # The same of the keypoint head's convolutions and the four blocks between them
 WIDER_CHANNELS = 40
@@ -119,8 +63,8 @@ class Variant:
     """A model: its title in tables, what it changes in the config, and the tasks it is tried on."""
 
     title: str
-    options: dict[str, object] = field(default_factory=dict)
-    difficulties: tuple[str, ...] = ("one_key",)
+    options: Mapping[str, object] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ("one_key",)
 
 
 def _backbone(name: str) -> dict[str, object]:
@@ -128,7 +72,7 @@ def _backbone(name: str) -> dict[str, object]:
 
 
 def _non_local(pairwise: str, **options: object) -> dict[str, object]:
-    """One block that is trained as README.md says, in the same way for each pairwise function."""
+    """One block, trained as nl_detectron advises, in the same way for each pairwise function."""
     return {
         **_backbone("non_local_resnet"),
         "MODEL.NON_LOCAL.PAIRWISE": pairwise,
@@ -151,7 +95,7 @@ CONCATENATION = _non_local("concatenation")
 LEGS = ("hidden_legs",)
 BOTH = ("one_key", "matching_key")
 VARIANTS = {
-    "plain": Variant("plain", difficulties=tuple(DIFFICULTIES)),
+    "plain": Variant("plain", tasks=tuple(TASKS)),
     "deeper": Variant("plain, one residual block deeper", _backbone("deeper_resnet")),
     "uniform": Variant(
         "uniform attention", {**EMBEDDED, **_backbone("uniform_attention_resnet")}, BOTH
@@ -196,34 +140,35 @@ VARIANTS = {
 }
 
 
-def variants_of(difficulty: str) -> list[str]:
+def variants_of(task: str) -> list[str]:
     """The variants that are tried on a task, in the order of :data:`VARIANTS`."""
-    return [name for name, variant in VARIANTS.items() if difficulty in variant.difficulties]
+    return [name for name, variant in VARIANTS.items() if task in variant.tasks]
 
 
-def options(variant: str, difficulty: str, seed: int) -> dict[str, object]:
+def options(variant: str, task: str, seed: int) -> dict[str, object]:
     """What a run sets on top of its task's config, as KEY: value.
 
     Args:
         variant: one of :data:`VARIANTS`.
-        difficulty: one of :data:`DIFFICULTIES`.
+        task: one of :data:`far_cue.tasks.TASKS`.
     """
-    task = DIFFICULTIES[difficulty]
     return {
         "MODEL.DEVICE": "cpu",
-        "DATASETS.TRAIN": task.train,
-        "DATASETS.TEST": (task.test,),
-        "MODEL.ROI_HEADS.NUM_CLASSES": task.num_classes,
-        "SOLVER.MAX_ITER": task.iterations,
+        "DATASETS.TRAIN": TASKS[task].train,
+        "DATASETS.TEST": (TASKS[task].test,),
+        "MODEL.ROI_HEADS.NUM_CLASSES": TASKS[task].num_classes,
+        "SOLVER.MAX_ITER": TASKS[task].iterations,
         "SEED": seed,
-        **task.options,
+        **TASKS[task].options,
         **VARIANTS[variant].options,
     }
 
 
-def build_cfg(variant: str, difficulty: str, seed: int) -> CfgNode:
+def build_cfg(variant: str, task: str, seed: int) -> CfgNode:
     """The config of a run on the CPU, without its ``OUTPUT_DIR``; see :func:`options`."""
-    cfg = get_config(DIFFICULTIES[difficulty].config)
-    pairs = options(variant, difficulty, seed).items()
+    cfg = get_cfg()
+    add_non_local_config(cfg)
+    cfg.merge_from_file(str(TASKS[task].config))
+    pairs = options(variant, task, seed).items()
     cfg.merge_from_list([item for pair in pairs for item in pair])
     return cfg

@@ -1,1 +1,5 @@
-from tests.fixtures import generated_sets, log, seed, tool, weights  # noqa: F401
+import pytest
+
+pytest.register_assert_rewrite("tests.data.kind_checks")
+
+from tests.fixtures import generated_sets, seed  # noqa: E402, F401

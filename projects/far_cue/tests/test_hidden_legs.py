@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+PROJECT = Path(__file__).resolve().parents[1]  # where Python finds far_cue
 CODE = """
 import sys
 from pathlib import Path
@@ -21,7 +22,9 @@ train_and_measure(Run("hidden_legs", "embedded_gaussian_head", 7, opts), Path(sy
 @pytest.mark.slow
 def test_joints_are_measured(tmp_path, generated_sets):
     command = [sys.executable, "-c", CODE, str(tmp_path)]
-    result = subprocess.run(command, env=generated_sets, capture_output=True, text=True)
+    result = subprocess.run(
+        command, env=generated_sets, cwd=PROJECT, capture_output=True, text=True
+    )
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
     folder = Path(tmp_path, "hidden_legs/embedded_gaussian_head/seed_7")
     found = json.loads((folder / "result.json").read_text())

@@ -3,12 +3,10 @@ import pytest
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES as NAMES
 from detectron2.modeling import build_model
 
-from far_cue.legs import ANKLE, ARMS, FIGURE, FIGURE_SIZE
 from far_cue.receptive_field import keypoint_reach, reach
-from far_cue.report import GAP, NEAREST_TARGET
-from far_cue.strips import FAR_CUE_SIZE
+from far_cue.skirts import ANKLE, ARMS, FIGURE, FIGURE_SIZE, draw_people_in_skirts
+from far_cue.strips import GAP, NEAREST_TARGET, STRIP_SIZE
 from far_cue.variants import build_cfg
-from nl_detectron.data import draw_people_in_skirts
 
 
 def built(variant="plain", *opts):
@@ -34,7 +32,7 @@ def analytic_reach(blocks_in_res4: int) -> int:
 @pytest.mark.parametrize(("variant", "blocks"), [("plain", 6), ("deeper", 7)])
 def test_against_the_formula(variant, blocks):
     """RoIAlign and the RPN's 3x3 convolution see a position or so beyond those within the box."""
-    seen = reach(built(variant), FAR_CUE_SIZE, NEAREST_TARGET)
+    seen = reach(built(variant), STRIP_SIZE, NEAREST_TARGET)
     assert analytic_reach(blocks) <= seen <= analytic_reach(blocks) + 2 * 16
 
 
@@ -49,19 +47,19 @@ def test_no_model_without_attention_sees_the_keys(variant, mirrored):
         x0, y0, x1, y1 = NEAREST_TARGET
         x0, x1 = x0 + offset, x1 + offset
         if mirrored:
-            x0, x1 = FAR_CUE_SIZE[1] - x1, FAR_CUE_SIZE[1] - x0
-        assert 0 < reach(model, FAR_CUE_SIZE, (x0, y0, x1, y1)) < GAP + offset
+            x0, x1 = STRIP_SIZE[1] - x1, STRIP_SIZE[1] - x0
+        assert 0 < reach(model, STRIP_SIZE, (x0, y0, x1, y1)) < GAP + offset
 
 
 @pytest.mark.parametrize("variant", ["uniform", "embedded_gaussian", "embedded_gaussian_full"])
 def test_a_non_local_block_sees_everything(variant):
-    assert reach(built(variant), FAR_CUE_SIZE, NEAREST_TARGET) == NEAREST_TARGET[0]
+    assert reach(built(variant), STRIP_SIZE, NEAREST_TARGET) == NEAREST_TARGET[0]
 
 
 def test_each_head_counts():
     """A pooler that takes more context sees farther."""
     model = built("plain", "MODEL.MASK_ON", True)
-    plain = reach(model, FAR_CUE_SIZE, NEAREST_TARGET)
+    plain = reach(model, STRIP_SIZE, NEAREST_TARGET)
     pooler = model.roi_heads.mask_pooler
 
     class Wide(type(pooler)):
@@ -72,7 +70,7 @@ def test_each_head_counts():
             return super().forward(features, wide)
 
     pooler.__class__ = Wide
-    assert reach(model, FAR_CUE_SIZE, NEAREST_TARGET) == plain + 32
+    assert reach(model, STRIP_SIZE, NEAREST_TARGET) == plain + 32
 
 
 @pytest.fixture(scope="module")

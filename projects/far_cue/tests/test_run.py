@@ -1,18 +1,13 @@
-import json
 from concurrent.futures import Future
 
 import pytest
 
 from far_cue import Run, measures, run, run_all
-from nl_detectron.engine import UsageError
+from nl_detectron.errors import UsageError
+
+from .results import write_result
 
 OPTS = ("SOLVER.MAX_ITER", "2")
-
-
-def write_result(work: Run, output, **values):
-    work.folder(output).mkdir(parents=True, exist_ok=True)
-    result = {"fingerprint": work.fingerprint(), "target_accuracy": 50.0, **values}
-    (work.folder(output) / run.RESULT).write_text(json.dumps(result))
 
 
 def test_results_are_those_of_the_settings(tmp_path):

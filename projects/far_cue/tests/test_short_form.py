@@ -14,11 +14,13 @@ VARIANTS = ("plain", "dot_product")
 
 @pytest.mark.slow
 def test_only_the_model_with_a_block_sees_the_key(tmp_path, generated_sets):
-    """On the easier difficulty with one seed; run again, it finds all done."""
+    """From elsewhere, on the easier task with one seed; run again, it finds all done."""
     command = [sys.executable, str(RUN), "--output", str(tmp_path / "out")]
-    command += ["--difficulties", "one_key", "--seeds", "7", "--variants", *VARIANTS]
+    command += ["--tasks", "one_key", "--seeds", "7", "--variants", *VARIANTS]
     for number in (1, 2):
-        result = subprocess.run(command, env=generated_sets, capture_output=True, text=True)
+        result = subprocess.run(
+            command, env=generated_sets, cwd=tmp_path, capture_output=True, text=True
+        )
         assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
         assert f"{(number - 1) * 2} of 2 runs are done already" in result.stdout
         assert result.stdout.count("ETA") == (2, 0)[number - 1]
@@ -32,8 +34,8 @@ def test_only_the_model_with_a_block_sees_the_key(tmp_path, generated_sets):
         assert ("non_local/res4.nl4/output_ratio" in records) == (variant != "plain")
     assert 40 < found["plain"]["target_accuracy"] < 60
     assert found["dot_product"]["target_accuracy"] > 90
-    report = (tmp_path / "out/evidence.md").read_text()
-    assert f"{found['dot_product']['target_accuracy']:.1f}" in report
-    assert "not run yet" in report  # of all others
-    for name in ("evidence_one_key.png", "attention_one_key.png"):
-        assert cv2.imread(str(tmp_path / "out" / name)) is not None
+    page = (tmp_path / "out/README.md").read_text()
+    assert f"{found['dot_product']['target_accuracy']:.1f}" in page
+    assert "not run yet" in page  # of all others
+    for name in ("results_one_key.png", "attention_one_key.png"):
+        assert cv2.imread(str(tmp_path / "out/docs" / name)) is not None

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES as NAMES
 
+from far_cue import skirts
 from far_cue.measures import TOLERANCE
-from nl_detectron.data import draw_people_in_skirts, people
+from far_cue.skirts import draw_people_in_skirts
 
 NUM_IMAGES, SIZE = 100, (128, 128)
 ARM = 6  # pixels below a shoulder where nothing of the arm is left
@@ -71,7 +72,7 @@ def test_boxes_and_what_is_below_the_arms_are_the_same_for_both_sides(seed, monk
     for sides in (SIDES, SIDES[::-1]):
         rng = np.random.default_rng([15, seed])
         with monkeypatch.context() as patch:
-            patch.setattr(people, "_sides", lambda rng, sides=sides: sides)
+            patch.setattr(skirts, "_sides", lambda rng, sides=sides: sides)
             [instance] = (scene := draw_people_in_skirts(rng, SIZE)).instances
         found.append((scene.image, instance.mask, instance.keypoints))
     (image, mask, keypoints), (image_2, mask_2, keypoints_2) = found

@@ -4,16 +4,14 @@ import pytest
 from far_cue.strips import (
     BLACK,
     CUES,
-    FAR_CUE_SIZE,
     GREEN,
     KEY_ZONE,
-    RED,
-    TARGET_ZONE,
-    WHITE,
-)
-from nl_detectron.data import (
     MATCHING_KEY_CLASSES,
     ONE_KEY_CLASSES,
+    RED,
+    STRIP_SIZE,
+    TARGET_ZONE,
+    WHITE,
     draw_lone_key,
     draw_matching_key,
     draw_one_key,
@@ -46,20 +44,20 @@ def rim(scene, key, colours) -> int:
     return nearest(scene.image[round(y.mean()), x.min() + 2 : x.min() + 4].mean(axis=0), colours)
 
 
-def scenes(difficulty, size=FAR_CUE_SIZE):
-    names = ONE_KEY_CLASSES if difficulty == "one_key" else MATCHING_KEY_CLASSES
+def scenes(kind, size=STRIP_SIZE):
+    names = ONE_KEY_CLASSES if kind == "one_key" else MATCHING_KEY_CLASSES
     num_key_classes = sum(name.startswith("key") for name in names)
     for i in range(NUM_IMAGES):
-        scene = DRAW[difficulty](np.random.default_rng([11, i]), size)
+        scene = DRAW[kind](np.random.default_rng([11, i]), size)
         keys = [x for x in scene.instances if x.category_id <= num_key_classes]
         yield scene, keys, [x for x in scene.instances if x.category_id > num_key_classes]
 
 
-@pytest.mark.parametrize("size", [FAR_CUE_SIZE, (97, 410)])
-@pytest.mark.parametrize("difficulty", DRAW)
-def test_keys_and_targets_are_at_opposite_ends(difficulty, size):
+@pytest.mark.parametrize("size", [STRIP_SIZE, (97, 410)])
+@pytest.mark.parametrize("kind", DRAW)
+def test_keys_and_targets_are_at_opposite_ends(kind, size):
     mirrored = 0
-    for _, keys, targets in scenes(difficulty, size):
+    for _, keys, targets in scenes(kind, size):
         start = columns(keys[0])[0] < size[1] / 2
         mirrored += not start
         for instances, zone, at_start in (
@@ -85,10 +83,10 @@ def test_one_key_tells_the_class_of_all_targets():
     assert 0.35 < np.mean(np.array(answers) == 1) < 0.65
 
 
-@pytest.mark.parametrize("difficulty", ["lone_key", "matching_key"])
-def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(difficulty):
+@pytest.mark.parametrize("kind", ["lone_key", "matching_key"])
+def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(kind):
     told, cues, uppers = [], [], []
-    for scene, keys, targets in scenes(difficulty):
+    for scene, keys, targets in scenes(kind):
         answers = {}
         for key in keys:
             cue, answer = core(scene, key), rim(scene, key, (WHITE, BLACK))
@@ -96,7 +94,7 @@ def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(difficulty
             assert MATCHING_KEY_CLASSES[key.category_id - 1] == expected
             answers[cue] = answer
         assert len(answers) == len(keys)
-        if difficulty == "matching_key":
+        if kind == "matching_key":
             assert sorted(answers.values()) == [0, 0, 1, 1]  # their average is always the same
             upper = [key for key in keys if key.mask[: len(key.mask) // 2].any()]
             uppers += [answers[core(scene, key)] for key in upper]
@@ -115,9 +113,9 @@ def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(difficulty
     assert (counts / counts.sum(axis=1, keepdims=True)).min() > 0.3
 
 
-@pytest.mark.parametrize("difficulty", DRAW)
-def test_nothing_is_hidden(difficulty):
-    for _, keys, targets in scenes(difficulty):
+@pytest.mark.parametrize("kind", DRAW)
+def test_nothing_is_hidden(kind):
+    for _, keys, targets in scenes(kind):
         for instance in keys + targets:
             y, x = np.nonzero(instance.mask)
             assert 10 <= np.ptp(x) + 1 <= 46 and abs(np.ptp(x) - np.ptp(y)) <= 8

@@ -3,38 +3,38 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from far_cue import DIFFICULTIES, VARIANTS, variants_of
-from far_cue.legs import FIGURE_SIZE
-from far_cue.strips import FAR_CUE_SIZE
+from far_cue import TASKS, VARIANTS, variants_of
+from far_cue.skirts import FIGURE_SIZE
+from far_cue.strips import STRIP_SIZE
 from far_cue.variants import build_cfg
 from nl_detectron import NonLocalBlock
 from nl_detectron.analysis import count_flops, count_parameters, largest_input
 from nl_detectron.engine.setup import check_model
 
 
-def built(variant, difficulty="one_key"):
-    return build_model(build_cfg(variant, difficulty, seed=1)).eval()
+def built(variant, task="one_key"):
+    return build_model(build_cfg(variant, task, seed=1)).eval()
 
 
-def costs(variant, difficulty="one_key") -> tuple[int, int]:
-    model = built(variant, difficulty)
-    size = FIGURE_SIZE if difficulty == "hidden_legs" else FAR_CUE_SIZE
+def costs(variant, task="one_key") -> tuple[int, int]:
+    model = built(variant, task)
+    size = FIGURE_SIZE if task == "hidden_legs" else STRIP_SIZE
     return count_parameters(model), count_flops(model, largest_input(model, size)).total()
 
 
 def test_each_task_has_five_seeds():
-    """As many as any other: tools/far_cue.py takes them in turns."""
-    assert all(len(set(task.seeds)) == 5 for task in DIFFICULTIES.values())
+    """As many as any other: run.py takes them in turns."""
+    assert all(len(set(task.seeds)) == 5 for task in TASKS.values())
 
 
-@pytest.mark.parametrize("difficulty", DIFFICULTIES)
-def test_all_variants_have_the_same_data_and_schedule(difficulty):
-    cfgs = [build_cfg(variant, difficulty, seed=7) for variant in variants_of(difficulty)]
+@pytest.mark.parametrize("task", TASKS)
+def test_all_variants_have_the_same_data_and_schedule(task):
+    cfgs = [build_cfg(variant, task, seed=7) for variant in variants_of(task)]
     for cfg in cfgs:
         check_model(cfg)
         assert cfg.DATASETS == cfgs[0].DATASETS and cfg.INPUT == cfgs[0].INPUT
         assert cfg.SEED == 7
-        kind = "people_in_skirts" if difficulty == "hidden_legs" else f"far_cue_{difficulty}"
+        kind = "people_in_skirts" if task == "hidden_legs" else f"far_cue_{task}"
         assert cfg.DATASETS.TEST[0] == f"{kind}_val"
         assert f"{kind}_train" in cfg.DATASETS.TRAIN
         [meta] = [MetadataCatalog.get(name) for name in cfg.DATASETS.TEST]
@@ -77,10 +77,10 @@ def test_deeper_has_one_more_residual_block_before_the_last():
 
 
 @pytest.mark.parametrize(
-    ("variant", "difficulty"), [("uniform", "one_key"), ("uniform_head", "hidden_legs")]
+    ("variant", "task"), [("uniform", "one_key"), ("uniform_head", "hidden_legs")]
 )
-def test_uniform_attention_is_a_global_average(variant, difficulty):
-    model = built(variant, difficulty)
+def test_uniform_attention_is_a_global_average(variant, task):
+    model = built(variant, task)
     block = next(m for m in model.modules() if isinstance(m, NonLocalBlock))
     x = torch.randn(1, block.in_channels, 4, 6)
     torch.testing.assert_close(block.affinity(x), torch.full((1, 24, 6), 1 / 6))
@@ -93,7 +93,7 @@ def test_uniform_attention_is_a_global_average(variant, difficulty):
 def test_all_blocks_are_trained_alike_but_in_the_ablation():
     for name, variant in VARIANTS.items():
         if "MODEL.NON_LOCAL.PAIRWISE" in variant.options:
-            cfg = build_cfg(name, variant.difficulties[0], seed=1)
+            cfg = build_cfg(name, variant.tasks[0], seed=1)
             ablated = name.endswith(("_one_rate", "_released", "_neither"))
             settings = cfg.MODEL.NON_LOCAL.INIT, cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR
             assert (settings == ("similarity", 0.1)) == (not ablated), name
