@@ -22,8 +22,8 @@ from tabulate import tabulate
 from nl_detectron.engine import check_cfg, load_cfg
 from nl_detectron.engine.launch import num_cpu_cores
 from nl_detectron.errors import UsageError, usage_errors
+from nl_detectron.files import write_image
 from nl_detectron.inference import Predictor
-from nl_detectron.inference.run import write_image
 from nl_detectron.report import find_chromium, screenshot, write_report
 from nl_detectron.visualization import (
     contact_sheet,

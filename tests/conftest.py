@@ -7,3 +7,4 @@ from .fixtures import (  # noqa: F401
     tool,
     weights,
 )
+from .people_results import truth  # noqa: F401

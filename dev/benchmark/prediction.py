@@ -24,6 +24,7 @@ from nl_detectron import model_zoo
 from nl_detectron.data.builtin import register_generated
 from nl_detectron.engine import Trainer
 from nl_detectron.evaluation import build_evaluator
+from nl_detectron.files import write_image
 from nl_detectron.inference import Predictor
 
 from .measure import alternate
@@ -68,7 +69,7 @@ def make_images(folder: Path, count: int) -> list[Path]:
     files = [folder / f"{i}.jpg" for i in range(count)]
     for file in files:
         coarse = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        cv2.imwrite(str(file), cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC))
+        write_image(file, cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC))
     return files
 
 

@@ -10,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..files import AtomicPathManager
 from ..log import logger
 from .download import local_copy
 from .matching import match_names
@@ -21,7 +22,7 @@ from .reading import (
     read_checkpoint,
 )
 from .report import LoadReport, classify
-from .writing import AtomicPathManager, versions, write_safetensors
+from .writing import versions, write_safetensors
 
 
 class NonLocalCheckpointer(DetectionCheckpointer):

@@ -84,7 +84,7 @@ def _evaluate(
         overall[name] = _mean(precision[np.isclose(ious, iou), ..., 0])
     for index, label in enumerate(parameters.areaRngLbl[1:], start=1):
         overall[f"AP{label[0]}"] = _mean(precision[..., index])
-    names = [category["name"] for category in truth.loadCats(parameters.catIds)]
+    names = [category["name"] for category in truth.loadCats(sorted(truth.getCatIds()))]
     return TaskResult(
         task=task,
         overall=overall,

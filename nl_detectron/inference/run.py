@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.structures import Instances
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from ..engine.checks import check_output_dir
 from ..errors import UsageError
+from ..files import write_image
 from ..visualization import draw_attention, draw_attention_sheet, draw_instances
 from .ahead import ahead
 from .attention import check_has_blocks
@@ -182,22 +182,6 @@ def _for_each(
             named = str(item.path) in message
             summary.failed.append(message if named else f"{item.path}: {message}")
     return summary
-
-
-def write_image(file: Path, image: np.ndarray) -> None:
-    """Writes a BGR image, PNG or JPEG by its name, whole or not at all; makes its folder.
-
-    Raises:
-        ImageError: if the format cannot hold it.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        data = cv2.imencode(file.suffix.lower(), image)[1]
-    except cv2.error as error:
-        raise ImageError(f"{file} cannot be written: {error.err}") from error
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, file)
 
 
 def _predict_video(

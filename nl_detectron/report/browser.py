@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 
 from ..errors import UsageError
+from ..files import write_image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TIMEOUT = 300  # seconds, on a busy machine
@@ -45,4 +46,4 @@ def screenshot(page: Path, picture: Path, *, width: int = 1100, height: int = 15
         if not file.exists():
             lines = result.stderr.strip().splitlines() or ["no message"]
             raise UsageError(f"{browser} made no picture of {page}: {lines[-1]}")
-        cv2.imwrite(str(picture), cv2.imread(str(file)))
+        write_image(picture, cv2.imread(str(file)))

@@ -31,7 +31,7 @@ from ..visualization import (
     plot_training_curves,
     read_metrics,
 )
-from . import page
+from .page import Section, picture, render
 
 QUALITIES = (88, 70, 45)  # of JPEGs; the next one is taken where a page would be too large
 PICTURE_WIDTH = 960
@@ -76,14 +76,14 @@ def write_report(
     files = [evaluated.records[image_id]["file_name"] for image_id in ranked]
     sheets, note = _attention_sheets(cfg, weights, device, files)
     for quality, count in [(quality, num_images) for quality in QUALITIES] + [(QUALITIES[-1], 1)]:
-        body = [
-            page.paragraph(f"{run}, trained on {', '.join(cfg.DATASETS.TRAIN)}", note=True),
+        sections = [
             _curves(run),
             *(evaluated.sections(count, quality) if evaluated else [_no_results(run)]),
             _attention(sheets, list(sheets)[:count], note, quality),
             _config(run),
         ]
-        text = page.page(f"Training report: {run.resolve().name}", body)
+        trained = f"{run}, trained on {', '.join(cfg.DATASETS.TRAIN)}"
+        text = render(f"Training report: {run.resolve().name}", trained, sections)
         if len(text.encode()) <= max_bytes:
             break
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -100,18 +100,18 @@ def _read_run(run: Path) -> CfgNode:
     return load_cfg(run / "config.yaml")
 
 
-def _curves(run: Path) -> str:
+def _curves(run: Path) -> Section:
     if not any("total_loss" in record for record in read_metrics(run / "metrics.json")):
-        return page.section("Training", page.paragraph("No losses were logged.", note=True))
-    figure = plot_training_curves(run / "metrics.json")
-    return page.section("Training", page.figure(figure_picture(figure), "Losses and learning rate"))
+        return Section("Training", note="No losses were logged.")
+    curves = figure_picture(plot_training_curves(run / "metrics.json"))
+    return Section("Training", pictures=[picture(curves, "Losses and learning rate")])
 
 
-def _no_results(run: Path) -> str:
+def _no_results(run: Path) -> Section:
     note = (
         f"There are no predictions in {run / RESULTS}; tools/train_net.py --eval-only writes them."
     )
-    return page.section("Evaluation", page.paragraph(note, note=True))
+    return Section("Evaluation", note=note)
 
 
 class _Evaluation:
@@ -139,10 +139,10 @@ class _Evaluation:
                 truth, results, kpt_oks_sigmas=sigmas, min_score=min_score
             )
 
-    def sections(self, num_images: int, quality: int) -> list[str]:
+    def sections(self, num_images: int, quality: int) -> list[Section]:
         if not self.tasks:
             note = f"The model found nothing in the {len(self.records)} images of {self.name}."
-            return [page.section("Evaluation", page.paragraph(note, note=True))]
+            return [Section("Evaluation", note=note)]
         columns = list(dict.fromkeys(name for task in self.tasks for name in task.overall))
         overall = [
             [task.task, *(task.overall.get(column, math.nan) for column in columns)]
@@ -156,13 +156,13 @@ class _Evaluation:
         where += "those of small, medium and large instances."
         curves = figure_picture(_precision_recall(self.tasks))
         return [
-            page.section("Evaluation", page.paragraph(where), page.table(["", *columns], overall)),
-            page.section(
-                "AP by class", page.table(["class", *(task.task for task in self.tasks)], classes)
-            ),
-            page.section(
+            Section("Evaluation", text=where, header=["", *columns], rows=overall),
+            Section("AP by class", header=["class", *(t.task for t in self.tasks)], rows=classes),
+            Section(
                 "Precision and recall",
-                page.figure(curves, "Averaged over classes, by IoU; and by class at IoU 0.50"),
+                pictures=[
+                    picture(curves, "Averaged over classes, by IoU; and by class at IoU 0.50")
+                ],
             ),
             self._examples("Best images", self.ranked()[:num_images], quality),
             self._examples("Worst images", self.ranked()[::-1][:num_images], quality),
@@ -173,16 +173,16 @@ class _Evaluation:
         quality = self.tasks[-1].quality if self.tasks else {}
         return sorted(quality, key=lambda image_id: (-quality[image_id], image_id))
 
-    def _examples(self, title: str, image_ids: Sequence[int], quality: int) -> str:
+    def _examples(self, title: str, image_ids: Sequence[int], quality: int) -> Section:
         task = self.tasks[-1]
-        figures = []
+        pictures = []
         for image_id in image_ids:
             name = Path(self.records[image_id]["file_name"]).name
             caption = f"{name}: F1 {task.quality[image_id]:.2f}"
-            figures.append(page.figure(self._pair(image_id), caption, quality=quality))
+            pictures.append(picture(self._pair(image_id), caption, quality=quality))
         note = f"Ground truth on the left, predictions with scores from {self.min_score:g} on the "
         note += f"right. Ranked by the F1 score of {task.task}, averaged over IoU thresholds."
-        return page.section(title, page.paragraph(note, note=True), *figures)
+        return Section(title, note=note, pictures=pictures)
 
     @functools.cache  # noqa: B019  # as long-lived as the report
     def _pair(self, image_id: int) -> np.ndarray:
@@ -284,18 +284,17 @@ def _attention_sheets(
 
 def _attention(
     sheets: Mapping[str, np.ndarray], names: Sequence[str], note: str, quality: int
-) -> str:
-    figures = [page.figure(sheets[name], name, quality=quality) for name in names]
-    return page.section("Attention", page.paragraph(note, note=True), *figures)
+) -> Section:
+    pictures = [picture(sheets[name], name, quality=quality) for name in names]
+    return Section("Attention", note=note, pictures=pictures)
 
 
-def _config(run: Path) -> str:
+def _config(run: Path) -> Section:
     from .. import __version__
 
     config = (run / "config.yaml").read_text(encoding="utf-8")
     versions = f"nl_detectron {__version__}\n\n{collect_env_info()}"
-    return page.section(
+    return Section(
         "Config and versions",
-        page.details("config.yaml", config),
-        page.details("Versions, where this report was made", versions),
+        folded=[("config.yaml", config), ("Versions, where this report was made", versions)],
     )

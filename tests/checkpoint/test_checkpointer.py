@@ -20,7 +20,8 @@ from safetensors import safe_open
 from torch import nn
 
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
-from nl_detectron.checkpoint.writing import replacing, write_safetensors
+from nl_detectron.checkpoint.writing import write_safetensors
+from nl_detectron.files import replacing
 
 from ..modeling import test_models
 from ..modeling.test_models import assert_same_predictions, make_non_local, settle

@@ -202,7 +202,7 @@ def test_configs_in_memory():
     assert cfg.is_frozen()
     with pytest.raises(UsageError, match="config from the config of x.pth: .*did you mean MODEL"):
         cfg_from_text("MODLE: {MASK_ON: True}", source="the config of x.pth")
-    with pytest.raises(UsageError, match="Non-existent config key: _BASE_"):
+    with pytest.raises(UsageError, match="'_BASE_' can only be used in files"):
         cfg_from_text("_BASE_: http://example.org/x.yaml", source="the config of x.pth")
     with pytest.raises(UsageError, match="could run any code"):
         cfg_from_text(TAGGED, source="the config of x.pth")

@@ -3,20 +3,12 @@ import io
 import json
 import math
 
-import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from nl_detectron.data import generate
 from nl_detectron.evaluation import coco, evaluate_in_detail
-
-
-@pytest.fixture(scope="module")
-def truth(tmp_path_factory) -> COCO:
-    folder = tmp_path_factory.mktemp("set") / "people"
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(generate(folder, kind="people", num_images=12, seed=5)))
+from tests.people_results import results_of
 
 
 @pytest.fixture(params=["hotcoco", "pycocotools"], autouse=True)
@@ -26,23 +18,6 @@ def evaluator(request, monkeypatch):
         monkeypatch.setattr(coco, "hotcoco", None)
     elif coco.hotcoco is None:
         pytest.skip("hotcoco is not installed: requirements/base.txt")
-
-
-def results_of(truth: COCO, *, jitter: float) -> list[dict]:
-    """The truth as predictions, the further from it the higher the image's id."""
-    rng = np.random.default_rng(0)
-    results = []
-    for annotation in truth.dataset["annotations"]:
-        noise = jitter * annotation["image_id"]
-        box = np.array(annotation["bbox"]) + rng.normal(0, noise, 4)
-        points = np.array(annotation["keypoints"], float).reshape(-1, 3)
-        points[:, :2] += rng.normal(0, noise, (len(points), 2))
-        results.append(
-            {key: annotation[key] for key in ("image_id", "category_id", "segmentation")}
-            | {"bbox": np.maximum(box, 1).tolist(), "keypoints": points.ravel().tolist()}
-            | {"score": float(rng.uniform(0.6, 1))}
-        )
-    return results
 
 
 def test_figures_are_those_of_pycocotools(truth):

@@ -15,14 +15,14 @@ from nl_detectron import NonLocalBlock, add_non_local_config
 from nl_detectron.data.builtin import register_generated
 from nl_detectron.errors import UsageError
 from nl_detectron.report import find_chromium, screenshot, write_report
-
-from .test_evaluation import results_of, truth  # noqa: F401
+from nl_detectron.report.page import Picture, Section, render
+from tests.people_results import results_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, truth):  # noqa: F811
+def run(tmp_path_factory, truth):
     """A run's folder as training and evaluation leave it; its predictions are near the truth."""
     folder = tmp_path_factory.mktemp("runs") / "a <run>"
     (folder / "inference").mkdir(parents=True)
@@ -105,6 +105,22 @@ def test_what_is_in_it(run, tmp_path):
     ]
     assert "MODEL:\n" in text and "torch" in text and "a &lt;run&gt;" in text
     assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text
+
+
+def test_nothing_that_a_text_holds_is_markup():
+    evil = "<script>alert(1)</script>"
+    section = Section(
+        evil,
+        evil,
+        evil,
+        [evil],
+        [[evil], [float("nan")]],
+        [Picture(evil, 1, 1, evil)],
+        [[evil] * 2],
+    )
+    page = render(evil, evil, [section])
+    assert "<script" not in page and page.count("&lt;script&gt;") == 13
+    assert "<td>–</td>" in page
 
 
 def test_stays_below_the_size(run, tmp_path):

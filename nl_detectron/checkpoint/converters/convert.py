@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
+from ...files import replacing
 from ..checkpointer import NonLocalCheckpointer
 from ..reading import (
     CheckpointError,
@@ -20,7 +21,7 @@ from ..reading import (
     caffe2_to_detectron2,
     read_checkpoint,
 )
-from ..writing import replacing, versions, write_safetensors
+from ..writing import versions, write_safetensors
 from .converted import Converted
 from .mmdetection import convert_mask_rcnn
 from .resnet import convert_resnet

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from matplotlib.figure import Figure
 
-from nl_detectron.inference.run import write_image
+from nl_detectron.files import write_image
 from nl_detectron.visualization import (
     draw_cross,
     draw_ground_truth,

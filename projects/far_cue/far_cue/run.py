@@ -22,10 +22,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from nl_detectron import Predictor
-from nl_detectron.checkpoint.writing import replacing
 from nl_detectron.engine import Trainer
 from nl_detectron.engine.launch import num_cpu_cores
 from nl_detectron.errors import UsageError
+from nl_detectron.files import replacing
 
 from .datasets import VERSION
 from .tasks import TASKS
@@ -60,7 +60,7 @@ class Run:
 
     def predictor(self, output: Path) -> Predictor:
         """The trained model, on the CPU."""
-        return Predictor(self.cfg(output), self.weights(output), device="cpu")
+        return Predictor(self.weights(output), self.cfg(output), device="cpu")
 
     def fingerprint(self) -> str:
         """By which a result is known to be of these settings."""
@@ -123,7 +123,7 @@ def train_and_measure(run: Run, output: Path) -> dict:
         **measure.read(truth, detections, folder / "metrics.json"),
         "seconds": time.process_time() - start,
     }
-    with replacing(str(folder / RESULT)) as temporary:
+    with replacing(folder / RESULT) as temporary:
         Path(temporary).write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
 

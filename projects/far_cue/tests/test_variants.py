@@ -9,7 +9,7 @@ from far_cue.strips import STRIP_SIZE
 from far_cue.variants import build_cfg
 from nl_detectron import NonLocalBlock
 from nl_detectron.analysis import count_flops, count_parameters, largest_input
-from nl_detectron.engine.setup import check_model
+from nl_detectron.engine.checks import check_model
 
 
 def built(variant, task="one_key"):

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 from nl_detectron.data.builtin import register_generated
-from nl_detectron.inference.attention import AttentionMap
+from nl_detectron.structures import AttentionMap
 from nl_detectron.visualization import (
     contact_sheet,
     draw_predictions,
