@@ -2,13 +2,16 @@
 
 README.md and the other pages at the root of the repository are read there as often as here, so
 their links are those of the repository. This adds them to the site, and moves every link of a page
-from where its target lies in the repository to where it lies in the site.
+from where its target lies in the repository to where it lies in the site. It also takes Sphinx's
+roles out of what docstrings say.
 """
 
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
+from griffe import Extension, Object
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -27,6 +30,8 @@ OUTSIDE = (
 )
 # The target of a link or picture, without an anchor; not of addresses and anchors alone
 TARGET = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
+# Sphinx's roles in docstrings, such as :class:`Predictor`
+ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):(?=`)")
 FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -60,3 +65,11 @@ def in_repository(file: File) -> str:
 def in_site(path: str) -> str:
     """The source path in the site of what lies at a path of the repository."""
     return "index.md" if path == "README.md" else path.removeprefix("docs/")
+
+
+class PlainRoles(Extension):
+    """Docstrings without roles, of which Markdown knows nothing: what they name stays as code."""
+
+    def on_instance(self, *, obj: Object, **kwargs: Any) -> None:
+        if obj.docstring:
+            obj.docstring.value = ROLE.sub("", obj.docstring.value)
