@@ -6,8 +6,6 @@ import re
 
 import pytest
 
-from nl_detectron import model_zoo
-
 from .pages import PAGES, ROOT, prose, read
 
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
@@ -39,8 +37,8 @@ def test_paths_that_pages_name_exist(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if re.search(CONFIG_FOLDERS, read(page))])
 def test_configs_that_pages_name_exist(page):
     folders = rf"(?:configs/|[`\" ])((?:{CONFIG_FOLDERS})[\w/-]+\.(?:yaml|py))\b"
-    named = set(re.findall(folders, read(page)))
-    assert not named - set(model_zoo.list_configs())
+    for name in re.findall(folders, read(page)):
+        assert (ROOT / "configs" / name).is_file(), name
 
 
 def test_make_has_the_targets_that_pages_name():

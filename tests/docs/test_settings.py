@@ -57,3 +57,10 @@ def test_the_recipe_is_that_of_the_quick_schedules(name):
     if "keypoint" not in name:
         recipe = {key: value for key, value in recipe.items() if "KEYPOINT_HEAD" not in key}
     assert {key: shipped[key] for key in recipe} == recipe
+
+
+def test_the_recipe_for_lazyconfigs_has_the_same_figures():
+    [recipe, lazy] = [block.text for block in blocks("docs/training-blocks.md")]
+    solver = yaml.safe_load(recipe)["SOLVER"]
+    assert f"pairwise={solver['NON_LOCAL_PAIRWISE_LR_FACTOR']}" in lazy
+    assert f"= {solver['BASE_LR']}, {solver['WEIGHT_DECAY']}\n" in lazy
