@@ -1,18 +1,18 @@
-# make setup | demo | evidence | test      VENV=path uses another environment (made there if there is none)
+# make setup | demo | evidence | test | docs      VENV=path uses another environment (made there if there is none)
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP = $(VENV)/.nl_detectron-is-set-up
 
-.PHONY: setup demo evidence test
+.PHONY: setup demo evidence test docs
 
 setup: $(STAMP)
 
 # The snapshot is only for environments in which no Detectron2 is installed.
 $(STAMP): $(wildcard requirements/*.txt) setup.py pyproject.toml dev/install_snapshot.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements/base.txt -r requirements/app.txt
+	$(PIP) -r requirements/base.txt -r requirements/app.txt -r requirements/docs.txt
 	$(PIP) --no-deps -r requirements/peers.txt
 	$(BIN)/python dev/install_snapshot.py
 	$(PIP) --no-deps --no-build-isolation --editable .
@@ -30,3 +30,8 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# The variable turns off what the theme says about MkDocs 2.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"

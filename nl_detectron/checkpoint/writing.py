@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import replacing
+from ..version import __version__
 
 
 def write_safetensors(path: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -24,8 +25,6 @@ def write_safetensors(path: str, tensors: dict[str, Tensor], metadata: dict[str,
 
 def versions() -> dict[str, str]:
     """The versions that a checkpoint was written with."""
-    from .. import __version__  # here, as the package imports this module
-
     return {
         "nl_detectron": __version__,
         "detectron2": str(getattr(detectron2, "__version__", "unknown")),

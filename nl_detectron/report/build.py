@@ -24,6 +24,7 @@ from ..errors import UsageError
 from ..evaluation import TaskResult, evaluate_in_detail
 from ..inference import Predictor, read_image
 from ..inference.attention import check_has_blocks
+from ..version import __version__
 from ..visualization import (
     draw_attention_sheet,
     draw_comparison,
@@ -290,8 +291,6 @@ def _attention(
 
 
 def _config(run: Path) -> Section:
-    from .. import __version__
-
     config = (run / "config.yaml").read_text(encoding="utf-8")
     versions = f"nl_detectron {__version__}\n\n{collect_env_info()}"
     return Section(

@@ -1,0 +1,163 @@
+"""Each command and each Python example of the pages runs, or says why it is not run.
+
+A comment before a block is for these tests: ``not run: REASON``, or ``test: short`` for what takes
+minutes, which is then given fewer iterations, and fewer or smaller images.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchvision
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from nl_detectron import Predictor, add_non_local_config
+from nl_detectron.data import generate
+
+from .pages import PAGES, ROOT, Block, all_blocks, blocks
+
+# What shortens the scripts
+SHORT = {
+    "train_net.py": "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 "
+    """DATASETS.TRAIN '("shapes_tiny",)' DATASETS.TEST '("shapes_tiny",)'""",
+    "analyze_model.py": "--size 128 160 MODEL.RPN.POST_NMS_TOPK_TEST 10",
+}
+# What the blocks that are run in a shell leave, by words of theirs
+WRITTEN = {
+    "predict.py": ("predictions/photo.jpg", "predictions/clip.mp4", "predictions/one.webp.jpg"),
+    "visualize_attention.py": ("attention/000007.png",),
+    "report.py": ("output/demo/people/report.html",),
+    "convert_checkpoint.py": ("r50.safetensors",),
+    "mask_rcnn_shapes_nl.yaml \\\n    OUTPUT_DIR": ("output/shapes/model_final.pth",),
+    "--eval-only": ("output/shapes/inference/coco_instances_results.json",),
+}
+# The same command may stand on several pages.
+SCRIPTS = {block.text: block for block in reversed(all_blocks("bash"))}
+WITH_PYTHON = [page for page in PAGES if any(block.page == page for block in all_blocks("python"))]
+
+
+@pytest.fixture(scope="session")
+def workspace(weights, tmp_path_factory) -> Path:
+    """A folder like a clone after `make demo`, with small sets, and with a user's own files."""
+    folder = tmp_path_factory.mktemp("workspace")
+    for name in ("tools", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    sets = folder / "datasets/nl_detectron"
+    sets.mkdir(parents=True)
+    generate(sets / "people_val", kind="people", num_images=8, seed=2)
+    truth = {
+        kind: generate(sets / f"{kind}_tiny", kind=kind, num_images=8, seed=3)
+        for kind in ("shapes", "people")
+    }
+    for kind, file in weights.items():
+        run = folder / "output/demo" / kind
+        run.mkdir(parents=True)
+        (run / file.name).symlink_to(file)
+        write_run(run, f"{kind}_tiny", truth[kind])
+    (folder / "my").mkdir()
+    (folder / "my/images").symlink_to(truth["shapes"].parent / "images")
+    for split in ("train", "val"):
+        (folder / f"my/{split}.json").symlink_to(truth["shapes"])
+    write_pictures(folder)
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), folder / "resnet50.pth")
+    return folder
+
+
+def write_run(run: Path, dataset: str, json_file: Path) -> None:
+    """What a training leaves beside its weights."""
+    cfg = yaml.safe_load((run / "model_final.pth").resolve().with_name("config.yaml").read_text())
+    cfg["DATASETS"]["TEST"] = (dataset,)
+    (run / "config.yaml").write_text(CfgNode(cfg).dump())
+    lines = [{"iteration": i, "total_loss": 3 - 0.1 * i, "lr": 0.001} for i in range(0, 20, 5)]
+    (run / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    predictor = Predictor(run / "model_final.pth", device="cpu", confidence_threshold=0)
+    results = []
+    for image in json.loads(json_file.read_text())["images"]:
+        found = predictor(json_file.parent / "images" / image["file_name"])
+        results += predictor.to_coco(found, image["id"])
+    (run / "inference").mkdir()
+    (run / "inference/coco_instances_results.json").write_text(json.dumps(results))
+
+
+def write_pictures(folder: Path) -> None:
+    image = cv2.resize(np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8), (120, 80))
+    for name in ("photos/photo.jpg", "more/one.webp"):
+        (folder / name).parent.mkdir()
+        cv2.imwrite(str(folder / name), image)
+    video = cv2.VideoWriter(str(folder / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (120, 80))
+    for _ in range(3):
+        video.write(image)
+    video.release()
+
+
+def test_each_block_has_a_language_and_each_exemption_a_reason():
+    for block in itertools.chain.from_iterable(map(blocks, PAGES)):
+        assert block.language in ("bash", "python", "yaml", "text", "bibtex"), block.where
+        if block.note:
+            assert block.note == "test: short" or len(block.note) > len("not run: because"), (
+                block.where
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", SCRIPTS.values(), ids=lambda block: block.where)
+def test_commands_run(block, workspace):
+    script = block.text.rstrip("\n")
+    if block.note == "test: short":
+        [options] = [options for name, options in SHORT.items() if name in script]
+        script += f" {options}"
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DETECTRON2_DATASETS": "datasets",
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=workspace,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout
+    for words, files in WRITTEN.items():
+        if words in script:
+            for file in files:
+                assert (workspace / file).is_file(), (file, done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_python_runs_from_the_top_of_a_page_to_its_end(page, workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    namespace: dict[str, object] = {"__name__": "example"}
+    known = set(DatasetCatalog)
+    try:
+        for block in blocks(page):
+            if block.language == "python" and block.is_run:
+                exec(compiled(block), namespace)
+    finally:
+        for name in set(DatasetCatalog) - known:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name, None)
+
+
+def compiled(block: Block):
+    """The block's code, which a traceback finds in the page."""
+    return compile("\n" * (block.line - 1) + block.text, ROOT / block.page, "exec")
+
+
+@pytest.mark.parametrize("block", all_blocks("yaml"), ids=lambda block: block.where)
+def test_config_keys_exist(block):
+    cfg = get_cfg()
+    add_non_local_config(cfg)
+    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(block.text)))
