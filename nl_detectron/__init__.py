@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 try:
-    from detectron2 import config as _
+    import detectron2.config as _
 except ModuleNotFoundError as error:
     if error.name not in ("detectron2", "detectron2.config"):
         raise
@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 
 from . import data as _  # only registration
 from .config import add_non_local_config
-from .layers import NonLocalBlock
+from .layers import BlockOptions, NonLocalBlock
 from .modeling import NonLocalKeypointHead, insert_non_local
 from .version import __version__
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .inference import Predictor
 
 __all__ = [
+    "BlockOptions",
     "NonLocalBlock",
     "NonLocalKeypointHead",
     "Predictor",

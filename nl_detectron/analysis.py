@@ -21,7 +21,7 @@ from fvcore.nn.jit_handles import generic_activation_jit, get_shape
 from tabulate import tabulate
 from torch import nn
 
-from .layers import NonLocalBlock
+from .layers import non_local_blocks
 
 TASKS = ("flop", "activation", "parameter", "structure")
 SIZE = (800, 1333)  # pixels: the height and width that Detectron2 tests most of COCO's images at
@@ -80,8 +80,7 @@ def count_parameters(model: nn.Module) -> int:
 def count_non_local_flops(model: nn.Module, flops: FlopCountAnalysis) -> int:
     """The part of :func:`count_flops` that is spent in the non-local blocks of ``model``."""
     by_module = flops.by_module()
-    blocks = [name for name, m in model.named_modules() if isinstance(m, NonLocalBlock)]
-    return sum(by_module[f"model.{name}"] for name in blocks)
+    return sum(by_module[f"model.{name}"] for name in non_local_blocks(model))
 
 
 def largest_input(model: nn.Module, size: Sequence[int] = SIZE) -> list[dict[str, Any]]:

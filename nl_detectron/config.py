@@ -1,39 +1,35 @@
 """The configuration keys that nl_detectron adds to Detectron2's."""
 
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from detectron2.config import CfgNode
 
+from .layers import BlockOptions
+from .layers.options import CONFIG_OPTIONS
+
+# Keys of before the first release, and what they are called now
+RENAMED = {
+    "MODEL.NON_LOCAL.CHECKPOINT": "MODEL.NON_LOCAL.GRAD_CHECKPOINT",
+    "MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER": "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.AFTER",
+    "SOLVER.NON_LOCAL_LR_FACTOR": "SOLVER.NON_LOCAL_OTHERS_LR_FACTOR",
+}
+
 
 def add_non_local_config(cfg: CfgNode) -> None:
-    """Adds ``MODEL.NON_LOCAL`` and the new keys of ``SOLVER`` to a Detectron2 config, in place."""
-    cfg.MODEL.NON_LOCAL = CfgNode()
-    node = cfg.MODEL.NON_LOCAL
+    """Adds the keys of non-local blocks and of ``SOLVER`` to a Detectron2 config, in place.
 
+    ``MODEL.NON_LOCAL`` is for the backbone and ``MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL`` for the
+    keypoint head. Besides ``AFTER`` both have the fields of :class:`BlockOptions`, in capitals.
+    """
     # The residual blocks of the ResNet after each of which a non-local block goes, "stage.index",
     # negative indices from the stage's end. The default is the paper's for COCO: right before the
     # last residual block of res4. Read by the build_non_local_* backbones only.
-    node.AFTER = ["res4.-2"]
+    cfg.MODEL.NON_LOCAL = _block_node(["res4.-2"])
     # The convolutions of the keypoint head, counted from 1, after each of which a non-local block
     # goes. The default is the paper's "+4 in head". Read by NonLocalKeypointHead only.
-    node.KEYPOINT_HEAD_AFTER = [2, 4, 6, 8]
-    # "embedded_gaussian", "gaussian", "dot_product" or "concatenation" (paper, sec. 3.2)
-    node.PAIRWISE = "embedded_gaussian"
-    # Channels inside the block, as a fraction of the map's channels
-    node.INNER_RATIO = 0.5
-    # Max-pool phi and g by 2 in height and width, which quarters the pairwise computation
-    node.SUB_SAMPLE = True
-    # Multiply the logits of the (embedded) Gaussian by channels ** -0.5
-    node.USE_SCALE = True
-    # Normalization after the block's last convolution, apart from RESNETS.NORM: "" (none), "BN",
-    # "SyncBN", "GN", ... "FrozenBN" is refused: its zero start could never be left.
-    node.NORM = ""
-    # How theta, phi, g and w_f start: "normal" as in the released code, with a standard deviation
-    # of 0.01, or "similarity", where positions alike relate most, for training from random weights
-    node.INIT = "normal"
-    # In training, compute the block's inner activations again in the backward pass instead of
-    # holding them: less memory for a little time, and the same gradients
-    node.CHECKPOINT = False
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL = _block_node([2, 4, 6, 8])
 
     # "SGD", as Detectron2 trains, or "AdamW", which trains small models from scratch faster
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -43,18 +39,58 @@ def add_non_local_config(cfg: CfgNode) -> None:
     # theta, phi and w_f. From scratch with AdamW, 0.1 with INIT "similarity" trains all four.
     cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR = 1.0
     # The same of the block's other layers: g, out and norm
-    cfg.SOLVER.NON_LOCAL_LR_FACTOR = 1.0
+    cfg.SOLVER.NON_LOCAL_OTHERS_LR_FACTOR = 1.0
 
 
-def non_local_options(cfg: CfgNode) -> dict[str, Any]:
-    """``MODEL.NON_LOCAL`` as the keyword arguments that shape a block, placement aside."""
-    node = cfg.MODEL.NON_LOCAL
-    return {
-        "pairwise": node.PAIRWISE,
-        "inner_ratio": node.INNER_RATIO,
-        "sub_sample": node.SUB_SAMPLE,
-        "use_scale": node.USE_SCALE,
-        "norm": node.NORM,
-        "init": node.INIT,
-        "checkpoint": node.CHECKPOINT,
-    }
+def block_options(node: CfgNode) -> BlockOptions:
+    """The options in ``MODEL.NON_LOCAL`` or ``MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL``.
+
+    Raises:
+        ValueError: if a value is none of the allowed ones.
+    """
+    return BlockOptions(**{option.name: node[key] for key, option in CONFIG_OPTIONS.items()})
+
+
+def renamed_keys(loaded: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A loaded config with today's names for the keys of before, and a line on each renamed one.
+
+    Where the keypoint head's blocks have their old key, they had the options of the backbone's.
+    """
+    renamed, notes = deepcopy(loaded), []
+    for old, new in RENAMED.items():
+        *path, key = old.split(".")
+        node = _find(renamed, path)
+        if not isinstance(node, dict) or key not in node:
+            continue
+        *new_path, new_key = new.split(".")
+        target = renamed
+        for part in new_path:
+            target = target.setdefault(part, {})
+        if key == "KEYPOINT_HEAD_AFTER":
+            options = (k for k in node if k in CONFIG_OPTIONS)  # CHECKPOINT has its new name
+            target.update({k: node[k] for k in options if k not in target})
+        target.setdefault(new_key, node[key])
+        del node[key]
+        notes.append(f"the config key {old} is called {new} now")
+    return renamed, notes
+
+
+def renamed_options(opts: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """The same of ``KEY VALUE`` pairs."""
+    keys = [key for key in opts[::2] if key in RENAMED]
+    renamed = [RENAMED.get(o, o) if i % 2 == 0 else o for i, o in enumerate(opts)]
+    return renamed, [f"the config key {key} is called {RENAMED[key]} now" for key in keys]
+
+
+def _block_node(after: list[Any]) -> CfgNode:
+    node = CfgNode()
+    node.AFTER = after
+    for key, option in CONFIG_OPTIONS.items():
+        node[key] = option.default
+    return node
+
+
+def _find(node: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node

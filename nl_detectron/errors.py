@@ -48,7 +48,12 @@ def usage_errors() -> Iterator[None]:
         sys.exit(130)
 
 
+def closest(value: str, allowed: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
+    """The three allowed values most like a wrong one, of those that are as like as ``cutoff``."""
+    return difflib.get_close_matches(value, list(allowed), n=3, cutoff=cutoff)
+
+
 def did_you_mean(value: str, allowed: Iterable[str]) -> str:
     """``"; did you mean a or b?"`` with the closest of the allowed values, or nothing."""
-    close = difflib.get_close_matches(value, list(allowed), n=3)
+    close = closest(value, allowed)
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -1,7 +1,6 @@
 """The optimizer that the config names, with learning rates of their own for non-local blocks."""
 
 import math
-import re
 
 import torch
 from detectron2.config import CfgNode
@@ -10,7 +9,8 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from .layers import NonLocalBlock
+from .layers import non_local_blocks
+from .layers.names import within_block
 
 OPTIMIZERS = ("SGD", "AdamW")
 PAIRWISE_LAYERS = ("theta", "phi", "w_f")  # of the pairwise function f in a NonLocalBlock
@@ -20,8 +20,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Detectron2's SGD, or AdamW with the same handling of weight decay and gradient clipping.
 
     ``SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR`` multiplies the learning rate of the layers of f in each
-    :class:`NonLocalBlock` (theta, phi and w_f), ``SOLVER.NON_LOCAL_LR_FACTOR`` that of its others
-    (g, out and norm). Where both are 1, the optimizer is the one without them.
+    :class:`NonLocalBlock` (theta, phi and w_f), ``SOLVER.NON_LOCAL_OTHERS_LR_FACTOR`` that of
+    its others (g, out and norm). Where both are 1, the optimizer is the one without them.
 
     Raises:
         ValueError: if ``SOLVER.OPTIMIZER`` is not one of :data:`OPTIMIZERS`, or a factor negative.
@@ -39,7 +39,7 @@ def check_lr_factors(cfg: CfgNode) -> None:
     Raises:
         ValueError: if one is negative or no number.
     """
-    for key in ("NON_LOCAL_PAIRWISE_LR_FACTOR", "NON_LOCAL_LR_FACTOR"):
+    for key in ("NON_LOCAL_PAIRWISE_LR_FACTOR", "NON_LOCAL_OTHERS_LR_FACTOR"):
         if not 0 <= cfg.SOLVER[key] < math.inf:
             raise ValueError(f"SOLVER.{key} must be 0 or more, got {cfg.SOLVER[key]}")
 
@@ -50,22 +50,24 @@ def non_local_lr_factor(name: str, *, pairwise: float = 1.0, others: float = 1.0
     Args:
         name: of a parameter of a model, whose blocks have the names that insertion gives them.
         pairwise: as ``SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR``.
-        others: as ``SOLVER.NON_LOCAL_LR_FACTOR``.
+        others: as ``SOLVER.NON_LOCAL_OTHERS_LR_FACTOR``.
     """
-    in_block = re.search(r"(?:^|\.)nl\d+\.([^.]+)", name)
-    if in_block is None:
+    layer = within_block(name)
+    if layer is None:
         return 1.0
-    return pairwise if in_block[1] in PAIRWISE_LAYERS else others
+    return pairwise if layer.partition(".")[0] in PAIRWISE_LAYERS else others
 
 
 def _non_local_lr_factors(cfg: CfgNode, model: nn.Module) -> dict[nn.Parameter, float]:
     """The factors on the learning rates of all parameters of a model's non-local blocks."""
     solver, factors = cfg.SOLVER, {}
-    for block in (module for module in model.modules() if isinstance(module, NonLocalBlock)):
+    for block in non_local_blocks(model).values():
         for name, parameter in block.named_parameters():
             pairwise = name.partition(".")[0] in PAIRWISE_LAYERS
             factors[parameter] = (
-                solver.NON_LOCAL_PAIRWISE_LR_FACTOR if pairwise else solver.NON_LOCAL_LR_FACTOR
+                solver.NON_LOCAL_PAIRWISE_LR_FACTOR
+                if pairwise
+                else solver.NON_LOCAL_OTHERS_LR_FACTOR
             )
     return factors
 

@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from dev.configs_page import baseline_of
 from nl_detectron import NonLocalBlock, model_zoo
 from nl_detectron.engine import Trainer
+from nl_detectron.engine.checks import unused_options
 
 from .examples import example
 
@@ -24,9 +25,10 @@ NEW_SOLVER = {
     "SOLVER.OPTIMIZER": "SGD",
     "SOLVER.CHECKPOINT_SAFETENSORS": False,
     "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 1.0,
-    "SOLVER.NON_LOCAL_LR_FACTOR": 1.0,
+    "SOLVER.NON_LOCAL_OTHERS_LR_FACTOR": 1.0,
 }
 TEN = [f"res3.{i}" for i in range(4)] + [f"res4.{i}" for i in range(6)]
+NEW_NODES = ("MODEL.NON_LOCAL.", "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.")
 # What the names of the configs promise of MODEL.NON_LOCAL
 NON_LOCAL = {
     "_gaussian": {"PAIRWISE": "gaussian"},
@@ -105,12 +107,16 @@ def test_equals_its_twin_but_for_the_keys_we_mean(name):
     difference = {
         key: value
         for key, value in flat.items()
-        if not key.startswith(("MODEL.NON_LOCAL.", *NEW_SOLVER)) and twin_cfg[key] != value
+        if not key.startswith((*NEW_NODES, *NEW_SOLVER)) and twin_cfg[key] != value
     }
     assert difference == expected_difference(name)
     assert not twin_cfg.keys() - flat.keys()
     assert flatten(ours.MODEL.NON_LOCAL) == expected_non_local(name)
+    head = flatten(ours.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL)
+    defaults = flatten(model_zoo.get_config(NAMES[0]).MODEL.NON_LOCAL)
+    assert head == {**defaults, "AFTER": [2, 4, 6, 8]}
     assert {key: flat[key] for key in NEW_SOLVER} == NEW_SOLVER
+    assert unused_options(ours) == []
 
 
 def expected_blocks(cfg: CfgNode) -> set[str]:
@@ -122,7 +128,7 @@ def expected_blocks(cfg: CfgNode) -> set[str]:
             after = [{101: "res4.21", 152: "res4.34"}[cfg.MODEL.RESNETS.DEPTH]]
         blocks |= {f"{stages}.{place.replace('.', '.nl')}" for place in after}
     if cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_KEYPOINT_HEAD.NAME == "NonLocalKeypointHead":
-        after = cfg.MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER
+        after = cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.AFTER
         assert after == [2, 4, 6, 8][: len(after)]
         blocks |= {f"roi_heads.keypoint_head.nl{i}" for i in after}
     return blocks

@@ -14,6 +14,8 @@ from nl_detectron.layers import PAIRWISE_FUNCTIONS
 from nl_detectron.solver import build_optimizer, non_local_lr_factor
 
 C = 8
+PAIRWISE = "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR"
+OTHERS = "SOLVER.NON_LOCAL_OTHERS_LR_FACTOR"
 
 
 def make_cfg(*opts):
@@ -39,7 +41,12 @@ def learning_rates(optimizer, model) -> dict[str, float]:
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_each_layer_has_its_learning_rate(optimizer, clip):
     opts = ["SOLVER.OPTIMIZER", optimizer, "SOLVER.CLIP_GRADIENTS.ENABLED", clip]
-    factors = ["SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR", 0.03, "SOLVER.NON_LOCAL_LR_FACTOR", 2.0]
+    factors = [
+        PAIRWISE,
+        0.03,
+        OTHERS,
+        2.0,
+    ]
     cfg, model = make_cfg(*opts, *factors), make_model()
     built = build_optimizer(cfg, model)
     for name, rate in learning_rates(built, model).items():
@@ -69,7 +76,7 @@ def test_each_layer_has_its_learning_rate(optimizer, clip):
 
 def test_a_factor_of_zero_freezes():
     model = make_model()
-    optimizer = build_optimizer(make_cfg("SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR", 0.0), model)
+    optimizer = build_optimizer(make_cfg(PAIRWISE, 0.0), model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model(torch.randn(2, C, 3, 5)).square().sum().backward()
     optimizer.step()
@@ -98,12 +105,12 @@ def test_without_factors_sgd_is_bitwise_detectron2_s(pairwise):
 
 def test_a_model_that_is_all_block():
     model = NonLocalBlock(C)
-    cfg = make_cfg("SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR", 0.5, "SOLVER.NON_LOCAL_LR_FACTOR", 0.5)
+    cfg = make_cfg(PAIRWISE, 0.5, OTHERS, 0.5)
     optimizer = build_optimizer(cfg, model)
     assert [group["lr"] for group in optimizer.param_groups] == [0.05]
 
 
-@pytest.mark.parametrize("key", ["NON_LOCAL_PAIRWISE_LR_FACTOR", "NON_LOCAL_LR_FACTOR"])
+@pytest.mark.parametrize("key", ["NON_LOCAL_PAIRWISE_LR_FACTOR", "NON_LOCAL_OTHERS_LR_FACTOR"])
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_errors(key, value):
     with pytest.raises(ValueError, match=f"SOLVER.{key} must be 0 or more, got {value}"):
@@ -112,7 +119,7 @@ def test_errors(key, value):
 
 @pytest.mark.parametrize("pairwise", PAIRWISE_FUNCTIONS)
 def test_a_lazy_config_gives_the_same_learning_rates(pairwise):
-    cfg = make_cfg("SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR", 0.03, "SOLVER.NON_LOCAL_LR_FACTOR", 2.0)
+    cfg = make_cfg(PAIRWISE, 0.03, OTHERS, 2.0)
     cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH = 0, 18
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
     model = build_resnet_backbone(cfg, ShapeSpec(channels=3))

@@ -76,7 +76,9 @@ def checkpoint_table(*, channels: int, size: tuple[int, int], seconds: float, de
         x = torch.randn(1, channels, *size, device=device, requires_grad=True)
         held, steps = [], {}
         for name, checkpoint in {"plain": False, "checkpointed": True}.items():
-            block = NonLocalBlock(channels, pairwise=pairwise, checkpoint=checkpoint).to(device)
+            block = NonLocalBlock(channels, pairwise=pairwise, grad_checkpoint=checkpoint).to(
+                device
+            )
             held.append(held_memory(partial(block, x), device=device))
             steps[name] = _block_step(block, x)
         times = alternate(steps, seconds=seconds, device=device)

@@ -10,7 +10,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..config import renamed_keys
 from ..files import AtomicPathManager
+from ..layers.options import LEARNED_OPTIONS
 from ..log import logger
 from .download import local_copy
 from .matching import match_names
@@ -111,15 +113,23 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         if self.cfg is None or not isinstance(stored, str):
             return
         try:
-            trained = yaml.safe_load(stored)["MODEL"]["NON_LOCAL"]
-        except (yaml.YAMLError, KeyError, TypeError):
+            trained, _ = renamed_keys(yaml.safe_load(stored))
+            nodes = (
+                trained["MODEL"]["NON_LOCAL"],
+                trained["MODEL"]["ROI_KEYPOINT_HEAD"]["NON_LOCAL"],
+            )
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError):
             return  # of a model without blocks, or not of ours
-        for key, value in self.cfg.MODEL.NON_LOCAL.items():
-            if key in ("PAIRWISE", "SUB_SAMPLE", "USE_SCALE") and trained.get(key, value) != value:
-                logger.warning(
-                    f"The weights were trained with MODEL.NON_LOCAL.{key} {trained[key]}, but the "
-                    f"config has {value}: blocks do not compute what they have learned"
-                )
+        ours = self.cfg.MODEL.NON_LOCAL, self.cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL
+        has_head = self.cfg.MODEL.KEYPOINT_ON
+        for where, then, now in zip(("", "ROI_KEYPOINT_HEAD."), nodes, ours, strict=True):
+            for key in LEARNED_OPTIONS if has_head or not where else ():
+                if then.get(key, now[key]) != now[key]:
+                    logger.warning(
+                        f"The weights were trained with MODEL.{where}NON_LOCAL.{key} {then[key]}, "
+                        f"but the config has {now[key]}: blocks do not compute what they have "
+                        "learned"
+                    )
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # None of Detectron2's own readers, which unpickle, is called.

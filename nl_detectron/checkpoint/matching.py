@@ -4,12 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from ..layers.names import within_block
+
 T = TypeVar("T")
-
-
-def in_non_local(name: str) -> bool:
-    """Whether a tensor's name is of a non-local block, such as ``res4.nl4.theta.weight``."""
-    return any(part[:2] == "nl" and part[2:].isdigit() for part in name.split("."))
 
 
 def match_names(model_names: Iterable[str], tensors: Mapping[str, T]) -> dict[str, T]:
@@ -46,7 +43,7 @@ def match_names(model_names: Iterable[str], tensors: Mapping[str, T]) -> dict[st
         if suffix in model_names or len(names) != 1 or len(prefixes[suffix.partition(".")[0]]) > 1:
             return suffix
         added = names[0].removesuffix(suffix)
-        if in_non_local(added):
+        if within_block(added) is not None:
             return suffix
         return names[0]
 

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..layers import NonLocalBlock
-from .matching import in_non_local
+from ..layers.names import within_block
 
 NAMES_SHOWN = 2
 # The last layer of models trained on ImageNet: fc1000 (Detectron2), stem.fc (torchvision), linear
@@ -79,7 +79,7 @@ class LoadReport:
         if wrong and self.unexpected:
             names = self.unexpected
             wrong.append(f"{len(names)} tensors of the file have no place ({_first(names)})")
-        blocks = [name for name in self.unexpected if in_non_local(name)]
+        blocks = [name for name in self.unexpected if within_block(name) is not None]
         if complete and blocks:
             wrong.append(
                 f"{len(blocks)} tensors of non-local blocks have no place in the model "

@@ -6,17 +6,18 @@ import tempfile
 from urllib.parse import urlparse
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig, OmegaConf
 
-from ..config import non_local_options
+from ..config import add_non_local_config, block_options
 from ..errors import UsageError, did_you_mean
 from ..evaluation import EVALUATORS
+from ..layers import NonLocalBlock
+from ..log import logger
 from ..modeling.backbone import check_placement
-from ..modeling.insertion import build_block
 from ..modeling.keypoint_head import check_keypoint_head_placement
 from ..solver import OPTIMIZERS, check_lr_factors
 from .launch import num_cpu_cores
@@ -57,6 +58,8 @@ def check_cfg(
     """
     _check_device(cfg, eval_only, num_gpus, num_machines)
     check_model(cfg)
+    for note in unused_options(cfg):
+        logger.warning(note)
     check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
     check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=resume)
     if not eval_only and not cfg.DATASETS.TRAIN:
@@ -144,15 +147,15 @@ def check_model(cfg: CfgNode) -> None:
         if cfg.MODEL.BACKBONE.NAME.startswith("build_non_local_"):
             check_placement(cfg)
         if cfg.MODEL.KEYPOINT_ON and head.NAME == "NonLocalKeypointHead":
-            after = cfg.MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER
-            check_keypoint_head_placement(after, len(head.CONV_DIMS))
+            check_keypoint_head_placement(head.NON_LOCAL.AFTER, len(head.CONV_DIMS))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    try:
-        # A small block stands for those of the model: its constructor knows what is allowed.
-        build_block(32, **non_local_options(cfg))
-    except ValueError as error:
-        raise UsageError(f"MODEL.NON_LOCAL: {error}") from error
+    for where, node in (("", cfg.MODEL.NON_LOCAL), ("ROI_KEYPOINT_HEAD.", head.NON_LOCAL)):
+        try:
+            # A small block stands for those of the model: its constructor knows what is allowed.
+            NonLocalBlock(32, options=block_options(node))
+        except ValueError as error:
+            raise UsageError(f"MODEL.{where}NON_LOCAL: {error}") from error
     if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST:
         # Detectron2 takes COCO's 17 sigmas where none are given.
         num_sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or 17
@@ -161,6 +164,37 @@ def check_model(cfg: CfgNode) -> None:
                 f"TEST.KEYPOINT_OKS_SIGMAS has {num_sigmas} values for "
                 f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {head.NUM_KEYPOINTS}; give one for each"
             )
+
+
+def unused_options(cfg: CfgNode) -> list[str]:
+    """A line on each key of non-local blocks that is set but read by nothing in this config.
+
+    It says what would make the key count.
+    """
+    head, backbone = cfg.MODEL.ROI_KEYPOINT_HEAD, cfg.MODEL.BACKBONE.NAME
+    in_backbone = backbone.startswith("build_non_local_")
+    in_head = cfg.MODEL.KEYPOINT_ON and head.NAME == "NonLocalKeypointHead"
+    defaults = get_cfg()
+    add_non_local_config(defaults)
+    unused = []
+    if not in_backbone:
+        where = f"MODEL.BACKBONE.NAME {backbone}: the build_non_local_* backbones have blocks"
+        default = defaults.MODEL.NON_LOCAL
+        unused += _set_in_vain("MODEL.NON_LOCAL", cfg.MODEL.NON_LOCAL, default, where)
+    if not in_head:
+        where = f"MODEL.KEYPOINT_ON {cfg.MODEL.KEYPOINT_ON} and MODEL.ROI_KEYPOINT_HEAD.NAME "
+        where += f"{head.NAME}: a NonLocalKeypointHead has blocks"
+        default = defaults.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL
+        unused += _set_in_vain("MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL", head.NON_LOCAL, default, where)
+    for key in ("NON_LOCAL_PAIRWISE_LR_FACTOR", "NON_LOCAL_OTHERS_LR_FACTOR"):
+        if cfg.SOLVER[key] != 1 and not (in_backbone or in_head):
+            unused.append(f"SOLVER.{key} has no effect on a model without non-local blocks")
+    return unused
+
+
+def _set_in_vain(name: str, node: CfgNode, default: CfgNode, where: str) -> list[str]:
+    changed = [key for key in node if node[key] != default[key]]
+    return [f"{name}.{key} {node[key]} has no effect with {where}" for key in changed]
 
 
 def check_weights(key: str, weights: str, output_dir: str, *, resume: bool) -> None:

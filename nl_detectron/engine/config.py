@@ -14,8 +14,9 @@ from detectron2.config.compat import guess_version
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 
-from ..config import add_non_local_config
+from ..config import add_non_local_config, renamed_keys, renamed_options
 from ..errors import UsageError, did_you_mean
+from ..log import logger
 from ..model_zoo import get_config_file
 
 # What Detectron2's default_setup reads from `train` although configs/common/train.py lacks it
@@ -49,7 +50,7 @@ def load_cfg(
             )
         trust = trust or _is_detectron2s(file)
         _merge(cfg, file, lambda: _merge_file(cfg, file, trust))
-    _merge(cfg, "the command line", lambda: cfg.merge_from_list(list(opts)))
+    _merge_options(cfg, opts)
     cfg.freeze()
     return cfg
 
@@ -65,11 +66,10 @@ def cfg_from_text(
     cfg = _default_cfg()
 
     def merge() -> None:
-        loaded = yaml.unsafe_load(text) if trust else yaml.safe_load(text)
-        cfg.merge_from_other_cfg(CfgNode(loaded))
+        cfg.merge_from_other_cfg(_today(yaml.unsafe_load(text) if trust else yaml.safe_load(text)))
 
     _merge(cfg, source, merge)
-    _merge(cfg, "the command line", lambda: cfg.merge_from_list(list(opts)))
+    _merge_options(cfg, opts)
     cfg.freeze()
     return cfg
 
@@ -135,11 +135,27 @@ def _default_cfg() -> CfgNode:
 
 
 def _merge_file(cfg: CfgNode, file: str, trust: bool) -> None:
-    loaded = CfgNode(CfgNode.load_yaml_with_base(file, allow_unsafe=trust))
+    loaded = _today(CfgNode.load_yaml_with_base(file, allow_unsafe=trust))
     if (loaded.get("VERSION") or guess_version(loaded, file)) == cfg.VERSION:
         cfg.merge_from_other_cfg(loaded)
     else:  # Detectron2 brings it up to date
         cfg.merge_from_file(file, allow_unsafe=trust)
+
+
+def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
+    renamed, notes = renamed_options(list(opts))
+    _merge(cfg, "the command line", lambda: cfg.merge_from_list(renamed))
+    for note in notes:
+        logger.info(note)
+
+
+def _today(loaded: Any) -> CfgNode:
+    """A loaded config with today's names of keys."""
+    if isinstance(loaded, dict):
+        loaded, notes = renamed_keys(loaded)
+        for note in notes:
+            logger.info(note)
+    return CfgNode(loaded)
 
 
 def _merge(cfg: CfgNode, source: str, merge: Callable[[], None]) -> None:

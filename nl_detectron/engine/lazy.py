@@ -55,7 +55,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> OrderedDict:
 def evaluate_weights(
     cfg: DictConfig, *, trust_checkpoint: bool = False, allow_missing: bool = False
 ) -> OrderedDict:
-    """Loads ``train.init_checkpoint`` and evaluates it (``--eval-only``).
+    """Loads ``train.init_checkpoint`` and evaluates it.
 
     Raises:
         CheckpointError: if a tensor is not in the checkpoint, unless ``allow_missing`` is set.

@@ -7,7 +7,7 @@ from detectron2.engine.train_loop import HookBase
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..layers import NonLocalBlock
+from ..layers import NonLocalBlock, non_local_blocks
 from ..log import logger
 
 
@@ -51,8 +51,7 @@ class NonLocalMonitor(HookBase):
                 f"period and num_queries must be at least 1, got {period} and {num_queries}"
             )
         self._period, self._num_queries, self._warn_until = period, num_queries, warn_until
-        named = model.named_modules()
-        self._blocks = {_short(name): m for name, m in named if isinstance(m, NonLocalBlock)}
+        self._blocks = {_scalar_name(name): m for name, m in non_local_blocks(model).items()}
         self._handles: list = []
         self._warned: set[str] = set()
 
@@ -102,7 +101,7 @@ class NonLocalMonitor(HookBase):
             )
 
 
-def _short(name: str) -> str:
+def _scalar_name(name: str) -> str:
     """A block's name without the parts that all blocks of a model share, as in res4.nl4."""
     for prefix in ("module.", "backbone.", "bottom_up."):
         name = name.removeprefix(prefix)

@@ -95,7 +95,7 @@ class Trainer(DefaultTrainer):
         trust_checkpoint: bool = False,
         allow_missing: bool = False,
     ) -> OrderedDict:
-        """Loads the weights and evaluates them on ``DATASETS.TEST`` (``--eval-only``).
+        """Loads the weights and evaluates them on ``DATASETS.TEST``.
 
         Raises:
             CheckpointError: if a tensor is not in the checkpoint, unless ``allow_missing`` is set.

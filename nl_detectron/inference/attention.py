@@ -20,7 +20,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..layers import NonLocalBlock
+from ..layers import NonLocalBlock, non_local_blocks
 from ..structures import Attention, AttentionMap
 
 
@@ -83,7 +83,7 @@ def attend(
 
 def check_has_blocks(model: nn.Module) -> None:
     """Raises a UsageError if a model has no non-local block."""
-    if not any(isinstance(module, NonLocalBlock) for module in model.modules()):
+    if not non_local_blocks(model):
         raise UsageError("this model has no non-local blocks, so there is no attention to look at")
 
 
@@ -130,11 +130,7 @@ def _trace(model: nn.Module) -> Iterator[_Trace]:
             hooks.append(hook_block(prefix, module))
         elif isinstance(module, BaseKeypointRCNNHead):
             hooks.append(module.register_forward_pre_hook(number_rois))
-            trace.roi_blocks |= {
-                f"{prefix}.{name}"
-                for name, child in module.named_modules()
-                if isinstance(child, NonLocalBlock)
-            }
+            trace.roi_blocks |= {f"{prefix}.{name}" for name in non_local_blocks(module)}
     try:
         yield trace
     finally:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..layers import NonLocalBlock
+from ..layers import non_local_blocks
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 # Not float16, in whose range the exponentials of a keypoint head's heat maps do not fit
@@ -54,7 +54,7 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     if model.training:
         raise ValueError("a model in training mode cannot be optimized: call eval() before")
     # The layers of a block are matrices of its kernels, which autocast them.
-    blocks = [module for module in model.modules() if isinstance(module, NonLocalBlock)]
+    blocks = non_local_blocks(model).values()
     in_blocks = {layer for block in blocks for layer in block.modules()}
     for name, module in model.named_modules():
         if module in in_blocks:

@@ -9,7 +9,8 @@ Shape shorthand in this module:
     D: inner channels
 """
 
-from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,9 @@ from detectron2.layers import CNNBlockBase, get_norm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from .options import BlockOptions
 from .pairwise import (
     DISTRIBUTIONS,
-    PAIRWISE_FUNCTIONS,
     affinity,
     non_local,
     sizes_are_symbolic,
@@ -29,7 +30,6 @@ from .pooling import halve
 
 # The paper's released code draws the embeddings from a Gaussian of this standard deviation.
 EMBEDDING_STD = 0.01
-INITS = ("normal", "similarity")
 SIMILARITY_GAIN = 0.5  # a softer start than 1, which would have each position see itself alone
 
 
@@ -47,92 +47,73 @@ class NonLocalBlock(CNNBlockBase):
         self,
         in_channels: int,
         *,
+        options: BlockOptions | None = None,
         inner_channels: int | None = None,
-        pairwise: str = "embedded_gaussian",
         dimension: int = 2,
-        sub_sample: bool = True,
-        use_scale: bool = True,
-        norm: str | Callable[[int], nn.Module] = "",
-        init: str = "normal",
-        zero_init: bool = True,
-        checkpoint: bool = False,
+        **changes: Any,
     ):
         """
         Args:
             in_channels: C.
-            inner_channels: D; by default half of C, at least 1 (sec. 3.3, "bottleneck").
-            pairwise: f, one of :data:`PAIRWISE_FUNCTIONS`.
+            options: of the block; by default the paper's.
+            inner_channels: D; by default ``inner_ratio`` of C.
             dimension: 1, 2 or 3 for inputs (N, C, T), (N, C, H, W) or (N, C, T, H, W).
-            sub_sample: max-pool phi and g by 2 along each axis of space, never along time
-                (sec. 3.3); a sequence is pooled along its one axis. Odd sizes round up.
-            use_scale: multiply the logits of the two exponential forms by the inverse square root
-                of their number of channels, as the paper's released code does.
-            norm: normalisation after W_z, as for :func:`detectron2.layers.get_norm`.
-            init: how theta, phi, g and w_f start. "normal" draws them with a standard deviation of
-                0.01, as the paper's released code does. "similarity", for training from scratch,
-                draws g with one of C ** -0.5 and theta with half of it, and makes phi equal to
-                theta, so that f starts as a projection of the Gaussian's x_i^T x_j, highest among
-                like positions; in the concatenation, which can compare no two positions, f starts
-                positive for all.
-            zero_init: start as the identity: gamma of ``norm`` zero or, without a norm, W_z zero.
-            checkpoint: in training, hold nothing between x and y for the backward pass, which
-                computes it again: less memory, the same gradients.
+            changes: fields of :class:`BlockOptions` with other values than in ``options``.
 
         Raises:
+            TypeError: if one of ``changes`` is no option.
             ValueError: if an argument is out of its range, or if ``norm`` has no trainable gamma
                 that could ever leave its zero start.
         """
+        options = replace(options or BlockOptions(), **changes)
         super().__init__(in_channels, in_channels, 1)
         if inner_channels is None:
-            inner_channels = max(in_channels // 2, 1)
+            inner_channels = max(int(in_channels * options.inner_ratio), 1)
         if in_channels < 1 or inner_channels < 1:
             raise ValueError(
                 f"in_channels and inner_channels must be at least 1, got {in_channels} and "
                 f"{inner_channels}"
             )
-        if pairwise not in PAIRWISE_FUNCTIONS:
-            raise ValueError(f"pairwise must be one of {PAIRWISE_FUNCTIONS}, got {pairwise!r}")
-        if init not in INITS:
-            raise ValueError(f"init must be one of {INITS}, got {init!r}")
         if dimension not in (1, 2, 3):
             raise ValueError(f"dimension must be 1, 2 or 3, got {dimension!r}")
         self.inner_channels = inner_channels
-        self.pairwise = pairwise
-        self.is_distribution = pairwise in DISTRIBUTIONS  # f over its keys sums to 1
+        self.pairwise = options.pairwise
+        self.is_distribution = options.pairwise in DISTRIBUTIONS  # f over its keys sums to 1
         self.dimension = dimension
-        self.sub_sample = sub_sample
-        self.use_scale = use_scale
-        self.checkpoint = checkpoint
+        self.sub_sample = options.sub_sample
+        self.use_scale = options.use_scale
+        self.grad_checkpoint = options.grad_checkpoint
 
         conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimension - 1]
-        embedded = pairwise != "gaussian"
+        embedded = options.pairwise != "gaussian"
         self.theta = conv(in_channels, inner_channels, 1) if embedded else None
         self.phi = conv(in_channels, inner_channels, 1) if embedded else None
         self.g = conv(in_channels, inner_channels, 1)
-        self.out = conv(inner_channels, in_channels, 1, bias=not norm)
+        self.out = conv(inner_channels, in_channels, 1, bias=not options.norm)
         try:
-            self.norm = get_norm(norm, in_channels)
+            self.norm = get_norm(options.norm, in_channels)
         except KeyError:
             raise ValueError(
-                f'norm={norm!r} is none of Detectron2\'s norms, such as "BN", "SyncBN" or "GN"'
+                f"norm={options.norm!r} is none of Detectron2's norms, such as "
+                '"BN", "SyncBN" or "GN"'
             ) from None
-        concatenates = pairwise == "concatenation"
+        concatenates = options.pairwise == "concatenation"
         self.w_f = nn.Parameter(torch.empty(2 * inner_channels)) if concatenates else None
         logit_channels = inner_channels if embedded else in_channels
-        self.scale = logit_channels**-0.5 if use_scale else 1.0
+        self.scale = logit_channels**-0.5 if options.use_scale else 1.0
 
-        if zero_init and self.norm is not None:
+        if options.zero_init and self.norm is not None:
             gamma = dict(self.norm.named_parameters()).get("weight")
             if gamma is None:
                 raise ValueError(
-                    f"norm={norm!r} with zero_init=True is a block that never leaves its zero "
-                    f"start: {type(self.norm).__name__} has no trainable weight. Use a norm that "
+                    f"norm={options.norm!r} with zero_init=True is a block that never leaves its "
+                    f"zero start: {type(self.norm).__name__} has no trainable weight. Use one that "
                     'trains, such as "BN", "SyncBN" or "GN", or norm="" for none.'
                 )
-        self.reset_parameters(init=init, zero_init=zero_init)
+        self.reset_parameters(init=options.init, zero_init=options.zero_init)
 
     def reset_parameters(self, *, init: str = "normal", zero_init: bool) -> None:
-        """Draws all parameters anew; see ``init`` and ``zero_init`` of the constructor."""
+        """Draws all parameters anew; see :class:`BlockOptions`."""
         for layer in (self.theta, self.phi, self.g, self.out):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=EMBEDDING_STD)
@@ -170,7 +151,7 @@ class NonLocalBlock(CNNBlockBase):
         Raises:
             ValueError: if x does not have ``dimension`` + 2 axes.
         """
-        if torch.jit.is_scripting() or not self.checkpoint:
+        if torch.jit.is_scripting() or not self.grad_checkpoint:
             y = self._aggregate(x)
         else:  # without the norm, which would count each batch twice in its statistics
             y = recomputed(self._aggregate, x, use_reentrant=False)

@@ -1,6 +1,5 @@
 """Configs and models by name."""
 
-from difflib import SequenceMatcher
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from .. import configs
 from ..checkpoint import NonLocalCheckpointer
 from ..config import add_non_local_config
+from ..errors import closest
 
 # A folder beside the package in a clone, and inside of it where it is installed
 _CONFIGS = Path(next(iter(configs.__path__))).resolve()
@@ -38,16 +38,16 @@ def get_config_file(config_path: str) -> str:
     file = _CONFIGS / config_path
     if not file.is_file():
 
-        def likeness(name: str) -> float:
+        def shown(name: str) -> str:
             # Folder and ending count only where they were given.
             name = name if "/" in config_path else name.rpartition("/")[2]
-            name = name if config_path.endswith((".yaml", ".py")) else name.rpartition(".")[0]
-            return SequenceMatcher(None, config_path, name).ratio()
+            return name if config_path.endswith((".yaml", ".py")) else name.rpartition(".")[0]
 
-        closest = sorted(list_configs(), key=likeness, reverse=True)[:3]
+        names = {shown(name): name for name in list_configs()}
+        found = [names[name] for name in closest(config_path, names, cutoff=0)]
         raise RuntimeError(
             f"{config_path} is not in the model zoo of nl_detectron; the closest are "
-            f"{', '.join(closest)}. nl_detectron.model_zoo.list_configs() names all"
+            f"{', '.join(found)}. nl_detectron.model_zoo.list_configs() names all"
         )
     return str(file)
 

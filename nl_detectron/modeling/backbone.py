@@ -1,6 +1,6 @@
 """Detectron2's ResNet backbones with non-local blocks: its own builders, then an insertion."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,7 +12,8 @@ from detectron2.modeling.backbone.fpn import (
     build_retinanet_resnet_fpn_backbone,
 )
 
-from ..config import non_local_options
+from ..config import block_options
+from ..layers import BlockOptions
 from .insertion import insert_non_local, resolve_placement
 
 # Residual blocks in res2 to res5 by depth (He et al., Deep Residual Learning, Table 1)
@@ -70,7 +71,7 @@ def build_non_local_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: Sha
 def non_local_resnet(
     *,
     non_local_after: Sequence[str] = ("res4.-2",),
-    non_local_options: Mapping[str, Any] | None = None,
+    non_local_options: BlockOptions | None = None,
     **resnet: Any,
 ) -> ResNet:
     """Detectron2's ``ResNet`` with non-local blocks: the same for LazyConfigs.
@@ -78,18 +79,18 @@ def non_local_resnet(
     Args:
         non_local_after: the residual blocks after which a block goes, see
             :func:`insert_non_local`.
-        non_local_options: the other keyword arguments of :func:`insert_non_local`; by default
-            none, which is the paper's block.
+        non_local_options: of the blocks; by default the paper's.
         resnet: the arguments of :class:`detectron2.modeling.backbone.ResNet`.
 
     Raises:
         ValueError: as :func:`insert_non_local`.
     """
     backbone = ResNet(**resnet)
-    insert_non_local(backbone, non_local_after, **(non_local_options or {}))
+    insert_non_local(backbone, non_local_after, options=non_local_options)
     return backbone
 
 
 def _with_non_local(backbone: ResNet | FPN, cfg: CfgNode) -> ResNet | FPN:
-    insert_non_local(backbone, cfg.MODEL.NON_LOCAL.AFTER, **non_local_options(cfg))
+    node = cfg.MODEL.NON_LOCAL
+    insert_non_local(backbone, node.AFTER, options=block_options(node))
     return backbone

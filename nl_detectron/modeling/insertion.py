@@ -1,12 +1,14 @@
 """Puts non-local blocks into networks that are already built, without renaming any parameter."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from detectron2.modeling.backbone import ResNet
 from torch import nn
 
-from ..layers import NonLocalBlock
+from ..layers import BlockOptions, NonLocalBlock
+from ..layers.names import block_name
 from ..log import logger
 
 
@@ -14,14 +16,8 @@ def insert_non_local(
     model: nn.Module,
     after: Sequence[str] = ("res4.-2",),
     *,
-    pairwise: str = "embedded_gaussian",
-    inner_ratio: float = 0.5,
-    sub_sample: bool = True,
-    use_scale: bool = True,
-    norm: str | Callable[[int], nn.Module] = "",
-    init: str = "normal",
-    zero_init: bool = True,
-    checkpoint: bool = False,
+    options: BlockOptions | None = None,
+    **changes: Any,
 ) -> list[NonLocalBlock]:
     """Inserts non-local blocks into a ResNet, in place.
 
@@ -35,41 +31,34 @@ def insert_non_local(
         after: the residual blocks after each of which a block goes, ``"stage.index"``, where a
             negative index counts from the stage's end. ``"res4.-2"`` is right before the last
             residual block of res4, the paper's choice for COCO.
-        inner_ratio: the blocks' inner channels as a fraction of the stage's channels.
-        pairwise, sub_sample, use_scale, norm, init, zero_init, checkpoint: see
-            :class:`NonLocalBlock`.
+        options: of the blocks; by default the paper's.
+        changes: fields of :class:`BlockOptions` with other values than in ``options``.
 
     Returns:
         The new blocks, in the order of ``after``.
 
     Raises:
+        TypeError: if one of ``changes`` is no option.
         ValueError: if ``model`` does not have exactly one ResNet, if a place in ``after`` does not
             exist or is taken, or if an option is out of its range. The model is then unchanged.
     """
+    options = replace(options or BlockOptions(), **changes)
     resnet = _find_resnet(model)
     stages = dict(zip(resnet.stage_names, resnet.stages, strict=True))
     places = resolve_placement(
         after, {name: len(_residual_blocks(stage)) for name, stage in stages.items()}
     )
-    taken = [f"{stage}.{index}" for stage, index in places if f"nl{index}" in _names(stages[stage])]
+    taken = [
+        f"{stage}.{index}" for stage, index in places if block_name(index) in _names(stages[stage])
+    ]
     if taken:
         raise ValueError(f"there is already a non-local block after {', '.join(taken)}")
     blocks = [
-        build_block(
-            _residual_blocks(stages[stage])[index].out_channels,
-            inner_ratio=inner_ratio,
-            pairwise=pairwise,
-            sub_sample=sub_sample,
-            use_scale=use_scale,
-            norm=norm,
-            init=init,
-            zero_init=zero_init,
-            checkpoint=checkpoint,
-        )
+        NonLocalBlock(_residual_blocks(stages[stage])[index].out_channels, options=options)
         for stage, index in places
     ]
     for (stage, index), block in zip(places, blocks, strict=True):
-        insert_after(stages[stage], str(index), f"nl{index}", block)
+        insert_after(stages[stage], str(index), block_name(index), block)
     return blocks
 
 
@@ -130,21 +119,6 @@ def insert_after(sequential: nn.Sequential, name: str, new_name: str, module: nn
         sequential.add_module(child_name, child)
         if child_name == name:
             sequential.add_module(new_name, module)
-
-
-def build_block(channels: int, *, inner_ratio: float = 0.5, **options: Any) -> NonLocalBlock:
-    """A block for maps of ``channels`` channels, with at least one inner channel.
-
-    Args:
-        inner_ratio: the inner channels as a fraction of ``channels``.
-        options: the other arguments of :class:`NonLocalBlock`.
-
-    Raises:
-        ValueError: if an option is out of its range.
-    """
-    if not inner_ratio > 0:
-        raise ValueError(f"inner_ratio must be above 0, got {inner_ratio}")
-    return NonLocalBlock(channels, inner_channels=max(int(channels * inner_ratio), 1), **options)
 
 
 def _find_resnet(model: nn.Module) -> ResNet:

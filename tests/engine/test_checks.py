@@ -65,7 +65,10 @@ def test_a_config_that_can_work(dataset):
             "did you mean NonLocalKeypointHead",
         ),
         (("SOLVER.OPTIMIZER", "Adam"), "AdamW.*'Adam'"),
-        (("SOLVER.NON_LOCAL_LR_FACTOR", "-1.0"), "SOLVER.NON_LOCAL_LR_FACTOR must be 0 or more"),
+        (
+            ("SOLVER.NON_LOCAL_OTHERS_LR_FACTOR", "-1.0"),
+            "SOLVER.NON_LOCAL_OTHERS_LR_FACTOR must be 0 or more",
+        ),
         (("MODEL.DEVICE", "cuda"), "no CUDA device here; use MODEL.DEVICE cpu"),
         (("MODEL.WEIGHTS", "nowhere.pth"), "nowhere.pth does not exist"),
         (("DATASETS.TRAIN", "()"), "DATASETS.TRAIN is empty"),
@@ -134,8 +137,8 @@ def test_keypoints_that_do_not_fit(dataset):
         check(*datasets, config=KEYPOINT)
     with pytest.raises(UsageError, match="KEYPOINT_OKS_SIGMAS has 17 values"):
         check(*datasets, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "1", config=KEYPOINT)
-    with pytest.raises(UsageError, match="KEYPOINT_HEAD_AFTER.*1 to 8"):
-        check("MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER", "[9]", config=KEYPOINT)
+    with pytest.raises(UsageError, match="KEYPOINT_HEAD.NON_LOCAL.AFTER.*1 to 8"):
+        check("MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.AFTER", "[9]", config=KEYPOINT)
 
 
 def test_output_folder_that_cannot_be_written(tmp_path):

@@ -54,7 +54,7 @@ def small_cfg(name: str, norm: str) -> CfgNode:
         cfg.MODEL.KEYPOINT_ON = name == "keypoint"
         cfg.MODEL.ROI_KEYPOINT_HEAD.NAME = "NonLocalKeypointHead"
         cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = (16, 16)
-        cfg.MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER = [1, 2]
+        cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.AFTER = [1, 2]
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 50
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0

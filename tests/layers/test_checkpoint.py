@@ -10,7 +10,7 @@ from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone import BasicStem, ResNet
 
 from dev.benchmark.measure import held_memory
-from nl_detectron import NonLocalBlock, add_non_local_config
+from nl_detectron import BlockOptions, NonLocalBlock, add_non_local_config
 from nl_detectron.layers import PAIRWISE_FUNCTIONS
 from nl_detectron.modeling import non_local_resnet
 
@@ -19,7 +19,7 @@ all_pairwise = pytest.mark.parametrize("pairwise", PAIRWISE_FUNCTIONS)
 
 def pair(**options) -> tuple[NonLocalBlock, NonLocalBlock]:
     block = NonLocalBlock(16, zero_init=False, **options)
-    checkpointed = NonLocalBlock(16, zero_init=False, checkpoint=True, **options)
+    checkpointed = NonLocalBlock(16, zero_init=False, grad_checkpoint=True, **options)
     checkpointed.load_state_dict(block.state_dict())
     return block, checkpointed
 
@@ -80,14 +80,14 @@ def test_config_and_lazy_config_reach_the_blocks():
     add_non_local_config(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_non_local_resnet_backbone"
     for value in (False, True):
-        cfg.MODEL.NON_LOCAL.CHECKPOINT = value
-        assert build_backbone(cfg, ShapeSpec(channels=3)).res4.nl4.checkpoint is value
+        cfg.MODEL.NON_LOCAL.GRAD_CHECKPOINT = value
+        assert build_backbone(cfg, ShapeSpec(channels=3)).res4.nl4.grad_checkpoint is value
     resnet = non_local_resnet(
         stem=BasicStem(out_channels=8),
         stages=ResNet.make_default_stages(18),
         out_features=["res4"],
         non_local_after=["res4.0"],
-        non_local_options={"checkpoint": True},
+        non_local_options=BlockOptions(grad_checkpoint=True),
     )
-    assert resnet.res4.nl0.checkpoint
-    assert copy.deepcopy(resnet).res4.nl0.checkpoint
+    assert resnet.res4.nl0.grad_checkpoint
+    assert copy.deepcopy(resnet).res4.nl0.grad_checkpoint

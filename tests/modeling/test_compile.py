@@ -44,7 +44,7 @@ def test_block(pairwise, sub_sample, checkpoint):
         32,
         pairwise=pairwise,
         sub_sample=sub_sample,
-        checkpoint=checkpoint,
+        grad_checkpoint=checkpoint,
         zero_init=False,
     )
     compiled = torch.compile(block, backend=BACKEND, fullgraph=True)

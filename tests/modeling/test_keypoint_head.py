@@ -4,7 +4,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import build_keypoint_head
 
-from nl_detectron import NonLocalBlock, NonLocalKeypointHead
+from nl_detectron import BlockOptions, NonLocalBlock, NonLocalKeypointHead
 
 SHAPE = ShapeSpec(channels=8, height=14, width=14)
 
@@ -27,7 +27,7 @@ def test_four_blocks_one_after_every_second_convolution(cfg):
 
 @pytest.mark.parametrize("norm", ["", "BN"])
 def test_zero_start_survives_the_heads_own_initialisation(cfg, norm):
-    cfg.MODEL.NON_LOCAL.NORM = norm
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.NORM = norm
     cfg.MODEL.ROI_KEYPOINT_HEAD.NAME = "KRCNNConvDeconvUpsampleHead"
     plain = build_keypoint_head(cfg, SHAPE).eval()
     cfg.MODEL.ROI_KEYPOINT_HEAD.NAME = "NonLocalKeypointHead"
@@ -49,8 +49,8 @@ def test_the_blocks_are_in_the_data_flow(cfg):
 
 
 def test_config_reaches_the_blocks(cfg):
-    node = cfg.MODEL.NON_LOCAL
-    node.KEYPOINT_HEAD_AFTER, node.PAIRWISE, node.INNER_RATIO = [1], "gaussian", 0.25
+    node = cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL
+    node.AFTER, node.PAIRWISE, node.INNER_RATIO = [1], "gaussian", 0.25
     head = build_keypoint_head(cfg, SHAPE)
     assert head.nl1.pairwise == "gaussian" and head.nl1.inner_channels == 3
     assert not hasattr(head, "nl2")
@@ -58,13 +58,13 @@ def test_config_reaches_the_blocks(cfg):
 
 @pytest.mark.parametrize("after", [[0], [9], [2, 2], [-1]])
 def test_refuses_convolutions_that_are_not_there(cfg, after):
-    cfg.MODEL.NON_LOCAL.KEYPOINT_HEAD_AFTER = after
-    with pytest.raises(ValueError, match="KEYPOINT_HEAD_AFTER = .*1 to 8"):
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.AFTER = after
+    with pytest.raises(ValueError, match="KEYPOINT_HEAD.NON_LOCAL.AFTER = .*1 to 8"):
         build_keypoint_head(cfg, SHAPE)
 
 
 def test_explicit_arguments_and_typos():
-    options = {"inner_ratio": 0.5, "pairwise": "dot_product"}
+    options = BlockOptions(inner_ratio=0.5, pairwise="dot_product")
     head = NonLocalKeypointHead(
         SHAPE, num_keypoints=5, conv_dims=[8, 8], non_local_after=[2], non_local_options=options
     )

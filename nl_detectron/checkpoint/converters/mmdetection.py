@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...layers.names import block_name, place_of
 from ..reading import CheckpointError
 from .converted import Converted, Rule, need, rename_all
 from .resnet import NORM, RGB, describe_resnet, rename_resnet
@@ -142,7 +143,7 @@ def convert_mask_rcnn(
         ratio = _inner_ratio(blocks)
         overrides |= {
             "MODEL.BACKBONE.NAME": "build_non_local_resnet_fpn_backbone",
-            "MODEL.NON_LOCAL.AFTER": [place.replace("nl", "") for place in blocks],
+            "MODEL.NON_LOCAL.AFTER": [place_of(name) for name in blocks],
             "MODEL.NON_LOCAL.PAIRWISE": options["pairwise"],
             "MODEL.NON_LOCAL.INNER_RATIO": ratio,
             "MODEL.NON_LOCAL.SUB_SAMPLE": options["sub_sample"],
@@ -190,7 +191,7 @@ def _take_blocks(
         for index in sorted(by_index):
             tensors = by_index[index]
             if any(name.startswith("conv_out.") for name in tensors):
-                place = f"{stage}.nl{count - 1}"
+                place = f"{stage}.{block_name(count - 1)}"
                 if count == 0 or place in blocks:
                     raise CheckpointError(
                         f"not converted: the non-local block {stage}.{index} does not come after a "

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ...layers.names import block_name, place_of
 from ..reading import CheckpointError
 from .converted import Converted, need
 
@@ -28,7 +29,7 @@ def convert_video_blocks(blobs: Mapping[str, Tensor]) -> Converted:
     for name, blob in blobs.items():
         if match := BLOB.fullmatch(name):
             stage, index, layer, end = match.groups()
-            blocks[f"res{stage}.nl{index}"][f"{layer}_{end}"] = torch.as_tensor(blob)
+            blocks[f"res{stage}.{block_name(int(index))}"][f"{layer}_{end}"] = torch.as_tensor(blob)
         else:
             left_out += not name.endswith("_momentum")
     if not blocks:
@@ -40,7 +41,7 @@ def convert_video_blocks(blobs: Mapping[str, Tensor]) -> Converted:
         for name, tensor in _convert(place, block).items()
     }
     overrides = {
-        "MODEL.NON_LOCAL.AFTER": [place.replace("nl", "") for place in blocks],
+        "MODEL.NON_LOCAL.AFTER": [place_of(name) for name in blocks],
         "MODEL.NON_LOCAL.PAIRWISE": "embedded_gaussian",
         "MODEL.NON_LOCAL.SUB_SAMPLE": False,
         "MODEL.NON_LOCAL.USE_SCALE": True,

@@ -84,7 +84,12 @@ def _non_local(pairwise: str, **options: object) -> dict[str, object]:
 
 def _in_head(head: str) -> dict[str, object]:
     """Embedded Gaussian blocks in the keypoint head, trained so, and none in the backbone."""
-    return {**EMBEDDED, **_backbone("resnet"), "MODEL.ROI_KEYPOINT_HEAD.NAME": head}
+    return {
+        **_backbone("resnet"),
+        "MODEL.ROI_KEYPOINT_HEAD.NAME": head,
+        "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.INIT": "similarity",
+        "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 0.1,
+    }
 
 
 RELEASED = {"MODEL.NON_LOCAL.INIT": "normal"}

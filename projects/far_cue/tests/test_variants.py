@@ -41,7 +41,7 @@ def test_all_variants_have_the_same_data_and_schedule(task):
         assert len(meta.thing_classes) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
         solver, first = cfg.SOLVER.clone(), cfgs[0].SOLVER.clone()
         for node in (solver, first):
-            del node["NON_LOCAL_LR_FACTOR"], node["NON_LOCAL_PAIRWISE_LR_FACTOR"]
+            del node["NON_LOCAL_OTHERS_LR_FACTOR"], node["NON_LOCAL_PAIRWISE_LR_FACTOR"]
         assert solver == first
 
 
@@ -97,7 +97,7 @@ def test_all_blocks_are_trained_alike_but_in_the_ablation():
             ablated = name.endswith(("_one_rate", "_released", "_neither"))
             settings = cfg.MODEL.NON_LOCAL.INIT, cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR
             assert (settings == ("similarity", 0.1)) == (not ablated), name
-            assert cfg.SOLVER.NON_LOCAL_LR_FACTOR == 1
+            assert cfg.SOLVER.NON_LOCAL_OTHERS_LR_FACTOR == 1
 
 
 def test_numbers_of_blocks():

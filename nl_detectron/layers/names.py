@@ -1,0 +1,31 @@
+"""The names of non-local blocks within models, and how to find the blocks."""
+
+import re
+
+from torch import nn
+
+from .non_local import NonLocalBlock
+
+IN_BLOCK = re.compile(r"(?:^|\.)nl\d+(?:\.(?P<rest>.*))?$")
+
+
+def block_name(index: int) -> str:
+    """The name of the block after the child ``index`` of a stage, or after a head's convolution."""
+    return f"nl{index}"
+
+
+def within_block(name: str) -> str | None:
+    """What a name, such as ``res4.nl4.theta.weight``, is within a block; None outside of any."""
+    found = IN_BLOCK.search(name)
+    return None if found is None else found["rest"] or ""
+
+
+def place_of(name: str) -> str:
+    """The place of a block, ``res4.4``, from its name, ``res4.nl4``."""
+    stage, _, block = name.rpartition(".")
+    return f"{stage}.{block.removeprefix('nl')}"
+
+
+def non_local_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
+    """All non-local blocks of a model by their names in it, whatever these are."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, NonLocalBlock)}
