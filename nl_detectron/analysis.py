@@ -83,7 +83,7 @@ def count_non_local_flops(model: nn.Module, flops: FlopCountAnalysis) -> int:
     return sum(by_module[f"model.{name}"] for name in non_local_blocks(model))
 
 
-def largest_input(model: nn.Module, size: Sequence[int] = SIZE) -> list[dict[str, Any]]:
+def largest_input(model: Any, size: Sequence[int] = SIZE) -> list[dict[str, Any]]:
     """An input for which a detector does the most work that its config allows, and sets it to that.
 
     FLOPs depend on the image only through the number of proposals and detections. So that the

@@ -6,6 +6,7 @@ Only this module needs Gradio, the optional extra ``app``.
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import gradio as gr
@@ -45,7 +46,7 @@ def build_app(load: Callable[[str], Predictor], models: Sequence[str]) -> gr.Blo
         counts = [f"{names.count(name)} {name}" for name in dict.fromkeys(names)]
         return _rgb(drawn), f"Found: {', '.join(counts) or 'nothing'}. {HINT}", None
 
-    def look(file: str | None, model: str, event: gr.SelectData) -> list[tuple[np.ndarray, str]]:
+    def look(file: str, model: str, event: gr.SelectData) -> list[tuple[np.ndarray, str]]:
         """A heat map for each block that sees the pixel clicked."""
         with _shown_errors():
             predictor = load(model)
@@ -84,7 +85,7 @@ def build_app(load: Callable[[str], Predictor], models: Sequence[str]) -> gr.Blo
     return app
 
 
-def serve(app: gr.Blocks, *, host: str = "127.0.0.1", port: int = 7860, **options) -> None:
+def serve(app: gr.Blocks, *, host: str = "127.0.0.1", port: int = 7860, **options: Any) -> None:
     """Serves the page until interrupted.
 
     Args:
@@ -117,7 +118,7 @@ class _shown_errors:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, UsageError):
             raise gr.Error(str(error), print_exception=False) from error
 

@@ -27,10 +27,8 @@ def imports(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             parts = package.split(".")[: len(package.split(".")) - node.level + 1]
             base = ".".join([*parts, node.module or ""]) if node.level else node.module or ""
-            found |= {
-                base.strip("."),
-                *(f"{base}.{name.name}".replace("..", ".") for name in node.names),
-            }
+            base = base.strip(".")
+            found |= {base, *(f"{base}.{name.name}" for name in node.names)}
     return found
 
 

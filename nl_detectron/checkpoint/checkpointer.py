@@ -65,7 +65,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             safetensors: save the weights as ``.safetensors``, too.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
-        self.path_manager = AtomicPathManager(self.path_manager)
+        self.path_manager: AtomicPathManager = AtomicPathManager(self.path_manager)
         self.trust = trust
         self.allow_missing = allow_missing
         self.complete = complete
@@ -158,6 +158,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         logger.info(f"Loaded tensors:\n{self.report}")
+        assert self.report is not None  # as _load_model comes before
         problem = self.report.problem(complete=self._must_be_complete)
         if problem is None:
             return

@@ -1,6 +1,7 @@
 """What non-local blocks do while they train, as scalars beside the losses."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from detectron2.engine.train_loop import HookBase
@@ -64,7 +65,7 @@ class NonLocalMonitor(HookBase):
         while self._handles:
             self._handles.pop().remove()
 
-    def _recorder(self, name: str):
+    def _recorder(self, name: str) -> Callable[[NonLocalBlock, tuple[Tensor], Tensor], None]:
         @torch.no_grad()
         def record(block: NonLocalBlock, inputs: tuple[Tensor], z: Tensor) -> None:
             x, z = inputs[0][:1], z[:1].float()

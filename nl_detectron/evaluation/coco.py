@@ -19,7 +19,7 @@ from ..log import logger
 try:
     import hotcoco
 except ImportError:
-    hotcoco = None
+    hotcoco = None  # type: ignore[assignment]
 
 IMAGES_AT_ONCE = 100  # in Python's objects and in hotcoco's at the same time
 
@@ -157,10 +157,8 @@ def evaluate(
     with tqdm(total=len(images), desc=f"evaluating {iou_type}", unit="image") as progress:
         for start in range(0, len(images), IMAGES_AT_ONCE):
             chunk = images[start : start + IMAGES_AT_ONCE]
-            truths, results = [], []
-            for image in chunk:
-                truths += coco_gt.imgToAnns.get(image["id"], ())
-                results += by_image.get(image["id"], ())
+            truths = [a for image in chunk for a in coco_gt.imgToAnns.get(image["id"], ())]
+            results = [r for image in chunk for r in by_image.get(image["id"], ())]
             stream.update(
                 chunk,
                 [truth for truth in truths if truth["category_id"] in coco_gt.cats],

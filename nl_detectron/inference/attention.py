@@ -11,6 +11,7 @@ Shape shorthand in this module:
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
 from detectron2.structures import Instances
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import UsageError
 from ..layers import NonLocalBlock, non_local_blocks
@@ -108,19 +110,19 @@ class _Trace:
 
 
 @contextmanager
-def _trace(model: nn.Module) -> Iterator[_Trace]:
+def _trace(model: Any) -> Iterator[_Trace]:
     trace = _Trace()
 
-    def hook_block(name: str, block: NonLocalBlock):
-        def hook(_, args):
+    def hook_block(name: str, block: NonLocalBlock) -> RemovableHandle:
+        def hook(_: nn.Module, args: tuple) -> None:
             trace.inputs[name] = (block, args[0].detach())
 
         return block.register_forward_pre_hook(hook)
 
-    def see_backbone(_, args):
+    def see_backbone(_: nn.Module, args: tuple) -> None:
         trace.padded = np.array(args[0].shape[2:])
 
-    def number_rois(_, args):
+    def number_rois(_: nn.Module, args: tuple) -> None:
         # Passed on to the instances that the model returns, from which some may be missing.
         args[1][0].roi = torch.arange(len(args[1][0]), device=args[0].device)
 
@@ -155,11 +157,11 @@ def _look(
     ]
     x = x.to(block.g.weight.dtype)  # from what the layers around the block compute in
     with torch.no_grad():
-        rows = block.affinity(x, torch.tensor(cells, dtype=torch.int64, device=x.device))[0]
+        affinity = block.affinity(x, torch.tensor(cells, dtype=torch.int64, device=x.device))[0]
     if block.sub_sample:
         # A key is the maximum over 2x2 positions, or fewer at an odd end.
         x_edges, y_edges = (np.append(e[:-1:2], e[-1]) for e in (x_edges, y_edges))
-    rows = rows.float().cpu().numpy().reshape(-1, len(y_edges) - 1, len(x_edges) - 1)
+    rows = affinity.float().cpu().numpy().reshape(-1, len(y_edges) - 1, len(x_edges) - 1)
     return [
         AttentionMap(point, name, block.pairwise, query, weights, x_edges, y_edges, instance)
         for (point, query), weights in zip(queries.items(), rows, strict=True)

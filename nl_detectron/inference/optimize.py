@@ -67,7 +67,7 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
         elif type(module) is ROIAlign:
             module.__class__ = InferenceROIAlign
         if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if dtype == torch.float32 or not isinstance(module, LAYERS):
             continue
         if name.rpartition(".")[2] in OUTPUT_LAYERS:
@@ -114,7 +114,7 @@ class _SinglePrecision:
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+            return super().forward(x.float())  # type: ignore[misc]
 
 
 class InferenceROIAlign(ROIAlign):
@@ -198,7 +198,7 @@ def _fold_norm(conv: Conv2d) -> None:
             conv.weight,
             conv.bias,
             norm.running_mean,
-            norm.running_var,
+            norm.running_var,  # type: ignore[arg-type]  # there is one where there is a mean
             norm.eps,
             norm.weight,
             norm.bias,

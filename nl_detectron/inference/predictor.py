@@ -117,7 +117,7 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self.model.device  # type: ignore[return-value]
 
     def __call__(self, image: np.ndarray | str | Path) -> Instances:
         """

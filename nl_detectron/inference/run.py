@@ -212,7 +212,8 @@ def _predict_video(
                 for record, track_id in zip(records, ids or (), strict=False):
                     record["track_id"] = track_id
                 results.add(item, records, frame=number)
-        writer.close()
+        if writer is not None:  # a reader gives one frame at least
+            writer.close()
         os.replace(partial, file)
     finally:
         if writer is not None:

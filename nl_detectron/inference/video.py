@@ -73,7 +73,7 @@ class VideoWriter:
         """
         for codec in CODECS:
             with _quiet():
-                fourcc = cv2.VideoWriter_fourcc(*codec)
+                fourcc = cv2.VideoWriter.fourcc(*codec)
                 self._writer = cv2.VideoWriter(str(file), fourcc, fps, size[::-1])
             if self._writer.isOpened():
                 return
@@ -137,5 +137,5 @@ class _quiet:
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         self._level = cv2.utils.logging.setLogLevel(0)
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         cv2.utils.logging.setLogLevel(self._level)

@@ -1,5 +1,6 @@
 """Configs and models by name."""
 
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -8,13 +9,12 @@ from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
 
-from .. import configs
 from ..checkpoint import NonLocalCheckpointer
 from ..config import add_non_local_config
 from ..errors import closest
 
 # A folder beside the package in a clone, and inside of it where it is installed
-_CONFIGS = Path(next(iter(configs.__path__))).resolve()
+_CONFIGS = Path(import_module("nl_detectron.configs").__path__[0]).resolve()
 
 
 def list_configs() -> list[str]:

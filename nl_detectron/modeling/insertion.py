@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone import ResNet
 from torch import nn
 
@@ -98,7 +99,7 @@ def resolve_placement(
     return places
 
 
-def insert_after(sequential: nn.Sequential, name: str, new_name: str, module: nn.Module) -> None:
+def insert_after(sequential: nn.Sequential, name: str, new_name: str, module: CNNBlockBase) -> None:
     """Makes ``module`` the child ``new_name`` right after child ``name``, in place.
 
     It takes the device and dtype of the sequential's parameters, its training mode, and is frozen
@@ -131,7 +132,7 @@ def _find_resnet(model: nn.Module) -> ResNet:
     return resnets[0]
 
 
-def _residual_blocks(stage: nn.Sequential) -> list[nn.Module]:
+def _residual_blocks(stage: nn.Sequential) -> list[CNNBlockBase]:
     return [child for child in stage if not isinstance(child, NonLocalBlock)]
 
 

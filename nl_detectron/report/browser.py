@@ -46,4 +46,7 @@ def screenshot(page: Path, picture: Path, *, width: int = 1100, height: int = 15
         if not file.exists():
             lines = result.stderr.strip().splitlines() or ["no message"]
             raise UsageError(f"{browser} made no picture of {page}: {lines[-1]}")
-        write_image(picture, cv2.imread(str(file)))
+        shot = cv2.imread(str(file))
+        if shot is None:
+            raise UsageError(f"{browser} made no picture of {page}")
+        write_image(picture, shot)

@@ -74,7 +74,7 @@ def write_report(
     evaluated = _Evaluation(cfg, run, min_score) if (run / RESULTS).is_file() else None
     weights = weights or run / "model_final.pth"
     ranked = evaluated.ranked()[: min(num_images, 3)] if evaluated else []
-    files = [evaluated.records[image_id]["file_name"] for image_id in ranked]
+    files = [evaluated.records[i]["file_name"] for i in ranked] if evaluated else []
     sheets, note = _attention_sheets(cfg, weights, device, files)
     for quality, count in [(quality, num_images) for quality in QUALITIES] + [(QUALITIES[-1], 1)]:
         sections = [
@@ -145,11 +145,11 @@ class _Evaluation:
             note = f"The model found nothing in the {len(self.records)} images of {self.name}."
             return [Section("Evaluation", note=note)]
         columns = list(dict.fromkeys(name for task in self.tasks for name in task.overall))
-        overall = [
+        overall: list[list[str | float]] = [
             [task.task, *(task.overall.get(column, math.nan) for column in columns)]
             for task in self.tasks
         ]
-        classes = [
+        classes: list[list[str | float]] = [
             [name, *(task.per_class[name] for task in self.tasks)]
             for name in self.tasks[0].per_class
         ]

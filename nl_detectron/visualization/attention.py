@@ -1,5 +1,7 @@
 """Pictures of what non-local blocks relate, as in the paper's figure 3."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from detectron2.data.catalog import Metadata
@@ -149,7 +151,8 @@ def _attention_panel(
     bar.ax.tick_params(labelsize=7)
     found = [key for key in attention_map.strongest(strongest, size) if key[2] > 0]
     for x, y, weight in found:
-        style = {"arrowstyle": "-|>", "color": "lime" if positive else "black", "shrinkB": 0}
+        color = "lime" if positive else "black"
+        style: dict[str, Any] = {"arrowstyle": "-|>", "color": color, "shrinkB": 0}
         style |= {"alpha": 0.25 + 0.75 * weight / found[0][2], "linewidth": 1.5}
         axis.annotate("", (x, y), attention_map.query, arrowprops=style)
     _mark(axis, attention_map.query)

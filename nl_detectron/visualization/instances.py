@@ -12,6 +12,7 @@ from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 
+from ..errors import UsageError
 from ..files import write_image
 
 GAP = 8  # pixels between the pictures of a sheet
@@ -129,7 +130,7 @@ def draw_comparison(
 
 def contact_sheet(pictures: Sequence[str | Path], file: str | Path, *, columns: int) -> None:
     """Joins pictures of one size, row by row, into one file, PNG or JPEG by its name, on white."""
-    images = [cv2.imread(str(picture)) for picture in pictures]
+    images = [_read(Path(picture)) for picture in pictures]
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
@@ -137,3 +138,10 @@ def contact_sheet(pictures: Sequence[str | Path], file: str | Path, *, columns: 
         y, x = i // columns * (height + GAP), i % columns * (width + GAP)
         sheet[y : y + height, x : x + width] = image
     write_image(file, sheet)
+
+
+def _read(file: Path) -> np.ndarray:
+    image = cv2.imread(str(file))
+    if image is None:
+        raise UsageError(f"{file} is no picture that OpenCV can read")
+    return image

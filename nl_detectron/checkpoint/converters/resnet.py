@@ -76,10 +76,11 @@ def describe_resnet(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         CheckpointError: if Detectron2 has no ResNet of that many blocks or of such a stem.
     """
-    blocks = tuple(
-        len({n.split(".")[1] for n in weights if n.startswith(f"res{stage}.")})
-        for stage in (2, 3, 4, 5)
-    )
+
+    def count(stage: int) -> int:
+        return len({n.split(".")[1] for n in weights if n.startswith(f"res{stage}.")})
+
+    blocks = count(2), count(3), count(4), count(5)
     has_bottlenecks = "res2.0.conv3.weight" in weights
     depth = DEPTHS.get((blocks, has_bottlenecks))
     if depth is None:
