@@ -10,17 +10,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from nl_detectron import NonLocalBlock, add_non_local_config
 from nl_detectron.checkpoint import NonLocalCheckpointer
 from nl_detectron.report import find_chromium
+from tests.models import base_cfg, leave_zero_start
+from tests.places import CONFIGS, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {
-    "shapes": ROOT / "configs/quick_schedules/mask_rcnn_shapes_nl.yaml",
-    "people": ROOT / "configs/quick_schedules/keypoint_rcnn_people_nl.yaml",
+QUICK = {
+    "shapes": CONFIGS / "quick_schedules/mask_rcnn_shapes_nl.yaml",
+    "people": CONFIGS / "quick_schedules/keypoint_rcnn_people_nl.yaml",
 }
 
 
@@ -85,16 +84,11 @@ def weights(tmp_path_factory) -> dict[str, Path]:
     They are not trained, but their non-local blocks have left their zero start.
     """
     files = {}
-    for name, config in CONFIGS.items():
-        cfg = get_cfg()
-        add_non_local_config(cfg)
-        cfg.merge_from_file(str(config))
-        cfg.MODEL.DEVICE = "cpu"
+    for name, config in QUICK.items():
+        cfg = base_cfg(config)
         cfg.TEST.DETECTIONS_PER_IMAGE = 5
         torch.manual_seed(1)
-        model = build_model(cfg)
-        for block in (module for module in model.modules() if isinstance(module, NonLocalBlock)):
-            block.reset_parameters(zero_init=False)
+        model = leave_zero_start(build_model(cfg))
         folder = tmp_path_factory.mktemp(name)
         (folder / "config.yaml").write_text(cfg.dump())
         files[name] = folder / "model_final.pth"

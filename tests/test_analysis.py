@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +18,8 @@ from nl_detectron.analysis import (
     describe,
     largest_input,
 )
+from tests.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 N, C, D, HEIGHT, WIDTH = 2, 32, 16, 9, 14
 L = HEIGHT * WIDTH
 

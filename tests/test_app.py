@@ -2,13 +2,13 @@ import re
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.places import ROOT
+
 pytest.importorskip("gradio", reason="Gradio is not installed: pip install nl-detectron[app]")
 
 

@@ -14,10 +14,10 @@ from dev.configs_page import baseline_of
 from nl_detectron import NonLocalBlock, model_zoo
 from nl_detectron.engine import Trainer
 from nl_detectron.engine.checks import unused_options
+from tests.places import ROOT
 
 from .examples import example
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = [name for name in model_zoo.list_configs() if name.endswith(".yaml")]
 COCO = [name for name in NAMES if not name.startswith("quick_schedules/")]
 # The keys that nl_detectron adds to SOLVER, as all COCO configs leave them

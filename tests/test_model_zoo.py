@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from nl_detectron import NonLocalBlock, model_zoo
+from tests.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ROW = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"
 
 

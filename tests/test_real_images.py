@@ -20,9 +20,9 @@ from detectron2.engine import DefaultPredictor
 from nl_detectron import insert_non_local
 from nl_detectron.engine import Trainer, check_cfg, load_cfg
 from nl_detectron.visualization import read_metrics
+from tests.places import CONFIGS
 
 FOLDER = os.environ.get("NL_DETECTRON_COCO_CCBY")
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 KINDS = {
     "instances": ("coco", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"),
     "person_keypoints": ("coco_person", "COCO-Keypoints/keypoint_rcnn_R_50_FPN_nl_1x.yaml"),

@@ -1,12 +1,11 @@
 import re
-from pathlib import Path
 
 import pytest
 
 from dev.configs_page import PAPER, baseline_of, table_row, write_page
 from nl_detectron import model_zoo
+from tests.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 ROW = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"
 
 

@@ -3,15 +3,13 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import pytest
 
 from dev.demo import format_results, read_results, run_demo
 from nl_detectron.errors import UsageError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.places import ROOT
 
 
 def test_results_are_those_of_the_last_evaluation(tmp_path):

@@ -8,10 +8,9 @@ from pathlib import Path
 import detectron2.modeling
 import pytest
 
-import nl_detectron
 from dev.install_snapshot import REQUIREMENT, unpack
+from tests.places import ROOT
 
-ROOT = Path(nl_detectron.__file__).resolve().parents[1]
 SCRIPT = ROOT / "dev/install_snapshot.py"
 IS_SNAPSHOT = "snapshot" in metadata.version("detectron2")
 

@@ -22,13 +22,12 @@ from torch import nn
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
 from nl_detectron.checkpoint.writing import write_safetensors
 from nl_detectron.files import replacing
-
-from ..modeling import test_models
-from ..modeling.test_models import assert_same_predictions, make_non_local, settle
+from tests import models
+from tests.models import assert_same_predictions, make_non_local, settle
 
 
 def zoo_cfg(name: str) -> CfgNode:
-    cfg = test_models.zoo_cfg(name)
+    cfg = models.zoo_cfg(name)
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
     cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
     return cfg

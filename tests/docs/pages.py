@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.places import ROOT
+
 PAGES = [
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "docs/**/*.md", "projects/*/README.md")

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +7,6 @@ from detectron2.data.datasets import register_coco_instances
 
 from nl_detectron.data.builtin import register_generated
 from nl_detectron.engine.launch import num_cpu_cores
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 needs_two_cores = pytest.mark.skipif(
     num_cpu_cores() < 2 or torch.cuda.is_available(),

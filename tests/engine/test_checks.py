@@ -5,8 +5,9 @@ from detectron2.data import MetadataCatalog
 
 from nl_detectron.engine import cfg_from_text, check_cfg, load_cfg
 from nl_detectron.errors import UsageError, usage_errors
+from tests.places import CONFIGS
 
-from .conftest import CONFIGS, needs_two_cores
+from .conftest import needs_two_cores
 
 MASK = str(CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml")
 KEYPOINT = str(CONFIGS / "COCO-Keypoints/keypoint_rcnn_R_50_FPN_nl_1x.yaml")

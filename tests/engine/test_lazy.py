@@ -12,8 +12,9 @@ from nl_detectron.engine import build_model_of, check_lazy_cfg, load_lazy_cfg
 from nl_detectron.engine.config import resolve_config_file
 from nl_detectron.engine.lazy import evaluate_weights, train
 from nl_detectron.errors import UsageError
+from tests.places import TOOLS
 
-from .conftest import TOOLS, needs_two_cores
+from .conftest import needs_two_cores
 
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py"
 CONFIG = f"""

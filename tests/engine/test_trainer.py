@@ -16,8 +16,9 @@ from detectron2.evaluation import (
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
 from nl_detectron.engine import Trainer, load_cfg
 from nl_detectron.evaluation import COCOEvaluator, build_evaluator
+from tests.places import CONFIGS, TOOLS
 
-from .conftest import CONFIGS, TOOLS, needs_two_cores
+from .conftest import needs_two_cores
 
 CONFIG_FILES = {
     "shapes": CONFIGS / "quick_schedules/mask_rcnn_shapes_nl.yaml",

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.modeling.backbone import Backbone
 
-from nl_detectron import NonLocalBlock, Predictor, add_non_local_config, insert_non_local
+from nl_detectron import NonLocalBlock, Predictor, insert_non_local
 from nl_detectron.errors import UsageError
 from nl_detectron.inference import AttentionMap
-from nl_detectron.inference.attention import DISTRIBUTIONS
+from nl_detectron.layers import DISTRIBUTIONS
 from nl_detectron.visualization import draw_attention, draw_attention_sheet, heat_map
+from tests.models import base_cfg, narrow
 
 STRIDE = 8
 
@@ -57,8 +57,7 @@ def brightness_backbone(cfg, input_shape):
 
 
 def brightness_predictor(pairwise: str, sub_sample: bool, test_size: int, tmp_path) -> Predictor:
-    cfg = get_cfg()
-    add_non_local_config(cfg)
+    cfg = base_cfg()
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     cfg.MODEL.BACKBONE.NAME = "brightness_backbone"
     cfg.MODEL.NON_LOCAL.PAIRWISE, cfg.MODEL.NON_LOCAL.SUB_SAMPLE = pairwise, sub_sample
@@ -68,7 +67,6 @@ def brightness_predictor(pairwise: str, sub_sample: bool, test_size: int, tmp_pa
     cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
     cfg.MODEL.ROI_BOX_HEAD.NUM_FC, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 1, 8
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = test_size, 2 * test_size
-    cfg.MODEL.DEVICE = "cpu"
     file = tmp_path / "model.pth"
     torch.save({"model": build_model(cfg).state_dict()}, file)
     return Predictor(file, cfg)
@@ -149,12 +147,7 @@ def test_stride_of_a_resnet_that_rounds_up(narrow_resnet_predictor):
 
 @pytest.fixture
 def narrow_resnet_predictor(tmp_path):
-    cfg = get_cfg()
-    add_non_local_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
-    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
+    cfg = narrow(base_cfg(), stem=8)
     cfg.INPUT.MIN_SIZE_TEST = 0
     model = build_model(cfg)
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")

@@ -7,27 +7,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ROIAlign, get_norm
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
 
-from nl_detectron import NonLocalBlock, Predictor, add_non_local_config
+from nl_detectron import NonLocalBlock, Predictor
 from nl_detectron.inference import optimize_for_inference
 from nl_detectron.inference.optimize import InferenceConv2d, InferenceROIAlign
+from tests.models import base_cfg, narrow
 
 SIZES = [(64, 64), (97, 131), (33, 160)]  # of images, most of them odd
 
 
 def small_cfg(name: str, norm: str) -> CfgNode:
     """Narrow models with blocks, whose heads are as in the base configs but for their width."""
-    cfg = get_cfg()
-    add_non_local_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32
-    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 8
+    cfg = narrow(base_cfg(), stem=8, res2=32, width=8)
     cfg.MODEL.RESNETS.NORM = norm
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.NON_LOCAL.NORM = "BN"

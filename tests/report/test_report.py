@@ -1,24 +1,21 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from nl_detectron import NonLocalBlock, add_non_local_config
 from nl_detectron.data.builtin import register_generated
 from nl_detectron.errors import UsageError
 from nl_detectron.report import find_chromium, screenshot, write_report
 from nl_detectron.report.page import Picture, Section, render
+from tests.models import base_cfg, leave_zero_start
 from tests.people_results import results_of
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.places import CONFIGS
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +25,11 @@ def run(tmp_path_factory, truth):
     (folder / "inference").mkdir(parents=True)
     name = "reported"
     register_generated(name, folder.parent / "set", kind="people", num_images=12, seed=5)
-    cfg = get_cfg()
-    add_non_local_config(cfg)
-    cfg.merge_from_file(f"{ROOT}/configs/quick_schedules/keypoint_rcnn_people_nl.yaml")
-    cfg.MODEL.DEVICE = "cpu"
+    cfg = base_cfg(CONFIGS / "quick_schedules/keypoint_rcnn_people_nl.yaml")
     cfg.DATASETS.TEST = (name,)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     torch.manual_seed(0)
-    model = build_model(cfg)
-    for block in (module for module in model.modules() if isinstance(module, NonLocalBlock)):
-        block.reset_parameters(zero_init=False)
+    model = leave_zero_start(build_model(cfg))
     torch.save({"model": model.state_dict()}, folder / "model_final.pth")
     (folder / "config.yaml").write_text(cfg.dump())
     records = [

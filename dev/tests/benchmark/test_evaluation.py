@@ -3,10 +3,10 @@ import pytest
 
 from dev.benchmark import evaluation
 from dev.benchmark.detections import generate
-from nl_detectron import evaluation as evaluator
+from nl_detectron.evaluation.coco import hotcoco
 
 needs_hotcoco = pytest.mark.skipif(
-    evaluator.hotcoco is None, reason="hotcoco is not installed: requirements/base.txt"
+    hotcoco is None, reason="hotcoco is not installed: requirements/base.txt"
 )
 
 
@@ -50,7 +50,7 @@ def test_a_run_has_a_process_of_its_own(tmp_path):
 
 
 def test_without_hotcoco_nothing_is_measured(monkeypatch):
-    monkeypatch.setattr(evaluator, "hotcoco", None)
+    monkeypatch.setattr(evaluation, "hotcoco", None)
     (table,) = evaluation.tables(quick=False, device="cpu")
     assert table.rows == ()
     assert "hotcoco is not installed" in table.markdown()

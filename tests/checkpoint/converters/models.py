@@ -4,25 +4,15 @@ from pathlib import Path
 
 import torch
 from detectron2 import model_zoo
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from nl_detectron import add_non_local_config
 from nl_detectron.checkpoint import NonLocalCheckpointer
+from tests.models import base_cfg
 
-MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
-KEYPOINT = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"
-
-
-def base_cfg(config: str | None = None) -> CfgNode:
-    cfg = get_cfg()
-    add_non_local_config(cfg)
-    if config:
-        cfg.merge_from_file(model_zoo.get_config_file(config))
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.WEIGHTS = ""
-    return cfg
+MASK = model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+KEYPOINT = model_zoo.get_config_file("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml")
 
 
 def merged(cfg: CfgNode, overrides: dict) -> CfgNode:

@@ -2,7 +2,6 @@ import json
 import subprocess
 import sys
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +11,11 @@ from torch import nn
 
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
 from nl_detectron.checkpoint.converters import convert_file
+from tests.places import TOOLS
 
 from .models import base_cfg
 
-TOOL = Path(__file__).resolve().parents[3] / "tools/convert_checkpoint.py"
+TOOL = TOOLS / "convert_checkpoint.py"
 
 
 def test_to_safetensors_and_back(tmp_path):
