@@ -28,7 +28,8 @@ def test_links_lead_to_files_and_headings(page):
         assert not anchor or anchor in anchors(target), (path, anchor)
 
 
-@pytest.mark.parametrize("page", PAGES)
+# CHANGELOG.md names those of before.
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
 def test_paths_that_pages_name_exist(page):
     for path in re.findall(rf"`((?:{FOLDERS})/[\w/.*-]*)`", prose(page)):
         assert any(ROOT.glob(path)), path
