@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import random
 import struct
 import time
 import zipfile
@@ -14,7 +15,6 @@ import torch
 
 from nl_detectron.checkpoint.safety.archives import load_torch
 from nl_detectron.checkpoint.safety.pickles import DamagedError, UnpicklingError
-
 
 FLOATS = struct.pack("<6f", *range(6))
 
@@ -264,6 +264,28 @@ def test_legacy_storages_that_are_not_those_declared_are_refused(path):
     many = {str(i): tensor(0, (), (), of=storage(key=str(i))) for i in range(500)}
     path.write_bytes(legacy(many, list(many), bytes(100)))
     assert_refused(path, "declare more", kind=DamagedError)
+
+
+def test_pickles_with_changed_bytes_are_refused_or_read(path):
+    """The archive is whole: its CRC-32 are those of the changed pickle."""
+    content = {
+        "views": [tensor(0, (2, 3), (3, 1)), tensor(1, (5,), (1,)), tensor(5, (), ())],
+        "size": Call("torch", "Size", (2, 3)),
+        "state": Call("collections", "OrderedDict", state={"_metadata": {"": 1}}),
+    }
+    data = pickled(content)
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(500):
+        changed = bytearray(data)
+        for _ in range(generator.randrange(1, 4)):
+            changed[generator.randrange(len(data))] = generator.randrange(256)
+        write(path, bytes(changed))
+        try:
+            repr(load_torch(str(path)))  # looks at every element
+        except UnpicklingError:
+            refused += 1
+    assert 300 < refused < 500
 
 
 def long(number: int) -> bytes:
