@@ -179,7 +179,7 @@ def test_pickle_that_attacks(tmp_path, name):
     target = tmp_path / "created"
     path = tmp_path / "evil.pkl"
     path.write_bytes(attacks(str(target))[name])
-    assert_refused(path, "--trust-checkpoint")
+    assert_refused(path, "trust=True")
     assert not target.exists()
 
 
@@ -346,7 +346,7 @@ def test_pth_that_attacks(tmp_path, zipped):
     path = tmp_path / "evil.pth"
     weights = {"w": torch.ones(2), "evil": Call(os.system, f"touch {target}")}
     path.write_bytes(saved(zipped, {"model": weights}))
-    assert_refused(path, "system", "--trust-checkpoint")
+    assert_refused(path, "system", "trust=True")
     assert not target.exists()
     assert "model" in read_checkpoint(str(path), trust=True)
     assert target.exists()  # the attack is real
@@ -449,13 +449,22 @@ def test_pth_of_a_program(tmp_path):
     assert_refused(path)
 
 
-@pytest.mark.parametrize(("version", "cve"), [("2.5.1", "CVE-2025-32434"), ("2.9.1+cpu", "24747")])
-def test_pth_on_a_torch_that_is_not_safe(tmp_path, monkeypatch, version, cve):
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("version", ["2.4.1", "2.9.1+cpu", torch.__version__])
+def test_pth_is_read_without_torch_load_on_every_torch(tmp_path, monkeypatch, version, zipped):
+    """Below 2.10 a file can corrupt memory even with weights_only=True, below 2.6 run code."""
     path = tmp_path / "fine.pth"
-    path.write_bytes(saved())
+    path.write_bytes(saved(zipped))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("torch.load was called")
+
     monkeypatch.setattr(torch, "__version__", version)
-    assert_refused(path, version, cve, "2.10.0", ".safetensors", "--trust-checkpoint")
-    assert "model" in read_checkpoint(str(path), trust=True)
+    monkeypatch.setattr(torch, "load", refuse)
+    weights = read_checkpoint(str(path))["model"]
+    assert weights["w"].tolist() == [[0, 1, 2], [3, 4, 5]] and weights["b"].tolist() == [1, 1, 1]
+    with pytest.raises(CheckpointError, match="torch.load was called"):
+        read_checkpoint(str(path), trust=True)
 
 
 LIES = {

@@ -5,21 +5,45 @@ instructions, but a name (``numpy ndarray``) stays a name, and calling or buildi
 carried out by the few rules below, for exactly known names, on plain values.
 """
 
-import math
 import os
 import pickle
-import re
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+
+    class PythonUnpickler:
+        """What is used of the unpickler that is written in Python (3.10 to 3.13)."""
+
+        dispatch: dict[int, Callable[..., None]]
+        stack: list[Any]
+        metastack: list[list[Any]]
+        memo: dict[int, Any]
+        append: Callable[[Any], None]
+
+        def __init__(self, file: Any, *, encoding: str) -> None: ...
+        def load(self) -> Any: ...
+        def read(self, count: int) -> bytes: ...
+        def readline(self) -> bytes: ...
+        def load_mark(self) -> None: ...
+        def pop_mark(self) -> list[Any]: ...
+
+else:  # whose instructions can be replaced
+    from pickle import _Unpickler as PythonUnpickler
 
 UnpicklingError = pickle.UnpicklingError
 
 
 class DamagedError(UnpicklingError):
-    """A pickle that does not even load when it is trusted."""
+    """A file that is cut off or changed: to trust it is of no use."""
+
+
+MAX_KEY = 2**31  # of numbers that are keys
+MAX_DEPTH = 1000  # of containers that are begun in one another
 
 
 class Name(NamedTuple):
@@ -36,76 +60,20 @@ def show(value: object) -> str:
     """What a message says of a value in a file, which could be of any length when written out."""
     if isinstance(value, Name):
         return str(value)[:80]
+    if isinstance(value, Part):
+        return value.called
     return repr(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
-class Opaque(NamedTuple):
-    """Stands for an object that is not built, such as a tensor while a .pth is inspected."""
+class Part:
+    """Stands for something that is no value, or none before its state has arrived."""
 
-    name: Name
-    arguments: tuple
-
-
-class _Dtype:
-    """A NumPy dtype of plain numbers; its byte order arrives after its code."""
-
-    CODE = re.compile(r"\?|b1|[iu][1248]|f[248]|c(8|16)")
-
-    def __init__(self, code: object, *_: object):
-        if not isinstance(code, str) or not self.CODE.fullmatch(code):
-            raise UnpicklingError(
-                f"it holds an array of type {show(code)}, which is not of numbers"
-            )
-        self.dtype = np.dtype(code)
+    called = "a part"  # in messages
+    value: Any = None
 
     def build(self, state: object) -> None:
-        # (version, byte order, subdtype, names, fields, itemsize, alignment, flags[, metadata])
-        if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "=", "|"):
-            raise UnpicklingError("an array's type is malformed")
-        if any(part is not None for part in state[2:5]):
-            raise UnpicklingError("it holds a structured array, which is not of numbers")
-        if state[1] != "|":
-            self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array:
-    """A NumPy array, filled from the state that follows it."""
-
-    def __init__(self) -> None:
-        self.value: np.ndarray | None = None
-
-    def build(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise UnpicklingError("an array's state is malformed")
-        _, shape, dtype, fortran, data = state
-        self.value = _array(data, dtype, shape, "F" if fortran else "C")
-
-
-def _array(data: object, dtype: object, shape: object, order: object) -> np.ndarray:
-    if isinstance(data, str):  # bytes of Python 2
-        data = data.encode("latin1")
-    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _Dtype):
-        raise UnpicklingError("an array is not made of bytes and a type of number")
-    if (
-        not isinstance(shape, tuple)
-        or len(shape) > 32
-        or not all(type(n) is int and 0 <= n < 2**48 for n in shape)
-        or order not in ("C", "F")
-    ):
-        raise UnpicklingError("an array's shape is malformed")
-    if math.prod(shape) * dtype.dtype.itemsize != len(data):
-        raise UnpicklingError(
-            f"an array declares shape {shape} of {dtype.dtype} but comes with {len(data)} bytes"
-        )
-    if not data:
-        return np.zeros(shape, dtype.dtype)
-    array = np.ndarray(shape, dtype.dtype, buffer=data, order=order)
-    # writable, in the machine's byte order
-    return np.array(array, dtype=dtype.dtype.newbyteorder("="), order=order)
-
-
-def _scalar(dtype: object, data: object = b"") -> Any:
-    return _array(data, dtype, (), "C")[()]
+        """Takes the state that a pickle gives it."""
+        raise UnpicklingError(f"it changes the inside of {self.called}")
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
@@ -136,47 +104,35 @@ def _set_items(target: object, items: Iterable[Sequence]) -> None:
     if type(target) is not dict:
         raise UnpicklingError("it sets items of something that is no dict")
     for key, value in items:
-        # Nested tuples as keys could take for ever to hash.
-        if not isinstance(key, (str, bytes, int, float, type(None))):
+        # Nested tuples could take for ever to hash, and numbers be chosen to have the same hash.
+        if isinstance(key, int) and abs(key) >= MAX_KEY:
+            raise UnpicklingError(f"it has a number of {MAX_KEY} or more as a key")
+        if not isinstance(key, (str, bytes, int, type(None))):
             raise UnpicklingError(f"it has a {type(key).__name__} as a key")
         target[key] = value
 
 
-NDARRAY = Name("numpy", "ndarray")
-DTYPE = Name("numpy", "dtype")
-
-
-def _reconstruct(subtype: object = None, *_: object) -> _Array:
-    if subtype != NDARRAY:
-        raise UnpicklingError(f"it builds an array as {show(subtype)}")
-    return _Array()
-
-
-# What a pickle of arrays and plain containers calls, and what is done instead
-ARRAYS: dict[Name, Callable] = {
-    DTYPE: _Dtype,
+# What a pickle of plain containers calls, and what is done instead
+CONTAINERS: dict[Name, Callable] = {
     Name("collections", "OrderedDict"): _ordered,
     Name("_codecs", "encode"): _encode,
     Name("__builtin__", "bytes"): _empty_bytes,
     Name("builtins", "bytes"): _empty_bytes,
 }
-for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
-    ARRAYS[Name(f"{_core}.multiarray", "_reconstruct")] = _reconstruct
-    ARRAYS[Name(f"{_core}.multiarray", "scalar")] = _scalar
-    ARRAYS[Name(f"{_core}.numeric", "_frombuffer")] = _array
 
 
-class DataUnpickler(pickle._Unpickler):  # the one in Python, whose instructions can be replaced
-    """Unpickles arrays and plain containers from ``file``, and refuses everything else.
+class DataUnpickler(PythonUnpickler):
+    """Unpickles plain containers from ``file``, what the rules make, and refuses everything else.
 
     Args:
         file: open for reading in binary, at the pickle's start.
         calls: what may be called, and the function that is called in its place.
-        names: what may be named besides, and stays a :class:`Name`.
+        names: what may be named besides, and what it stands for: a value, or for what is only an
+            argument of a call its :class:`Name`.
         persistent: what becomes of persistent ids; by default they are refused.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch = dict(PythonUnpickler.dispatch)
     # Other ways to make objects, none of which arrays and containers need
     for _code in (
         *(pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),
@@ -190,8 +146,8 @@ class DataUnpickler(pickle._Unpickler):  # the one in Python, whose instructions
         self,
         file: BinaryIO,
         *,
-        calls: dict[Name, Callable],
-        names: Callable[[Name], bool] = lambda name: False,
+        calls: Mapping[Name, Callable],
+        names: Mapping[Name, object] = MappingProxyType({}),
         persistent: Callable[[object], object] | None = None,
     ):
         start = file.tell()
@@ -201,7 +157,8 @@ class DataUnpickler(pickle._Unpickler):  # the one in Python, whose instructions
         self._calls = calls
         self._names = names
         self._persistent = persistent
-        self._array_bytes = size - start
+        # Bytes may be made first, and an array of them then
+        self._left = 2 * (size - start)
 
     def load(self) -> Any:
         """
@@ -219,18 +176,35 @@ class DataUnpickler(pickle._Unpickler):  # the one in Python, whose instructions
         except Exception as error:  # whatever broken instructions lead to
             raise DamagedError(f"it is damaged or cut off ({error!r:.200})") from error
 
-    def find_class(self, module: str, name: str) -> Name:
+    def find_class(self, module: str, name: str) -> object:
         found = Name(module, name)
-        if found in self._calls or found == NDARRAY or self._names(found):
+        if found in self._calls:
             return found
+        if found in self._names:
+            return self._names[found]
         raise UnpicklingError(
-            f"it names {show(found)}, which is neither an array nor a plain container"
+            f"it names {show(found)}, which is no tensor, array or plain container"
         )
 
     def persistent_load(self, pid: object) -> object:
         if self._persistent is None:
             raise UnpicklingError("it refers to objects outside of itself")
         return self._persistent(pid)
+
+    def load_mark(self) -> None:
+        if len(self.metastack) == MAX_DEPTH:
+            raise UnpicklingError("its containers are nested too deeply")
+        super().load_mark()
+
+    dispatch[pickle.MARK[0]] = load_mark
+
+    def load_put(self) -> None:
+        index = int(self.readline())
+        if not 0 <= index < MAX_KEY:
+            raise UnpicklingError("it numbers its objects in an unusual way")
+        self.memo[index] = self.stack[-1]
+
+    dispatch[pickle.PUT[0]] = load_put
 
     def load_bytearray8(self) -> None:
         # Python's own makes room for the declared length before it reads.
@@ -247,20 +221,18 @@ class DataUnpickler(pickle._Unpickler):  # the one in Python, whose instructions
         if not isinstance(arguments, tuple):
             raise UnpicklingError("it calls something with malformed arguments")
         self.stack[-1] = result = self._calls[function](*arguments)
-        if isinstance(result, np.ndarray):
-            self._count(result)
+        self._count(result)
 
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_build(self) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, (_Array, _Dtype)):
+        if isinstance(target, Part):
             target.build(state)
-            if isinstance(target, _Array):
-                self._count(target.value)
-        elif not (isinstance(target, dict) and isinstance(state, dict)):
-            # An OrderedDict's attributes, such as a state dict's _metadata, are not needed.
+            self._count(target.value)
+        elif not (type(target) is dict and type(state) is dict and state.keys() <= {"_metadata"}):
+            # The versions of layers, an attribute of a state dict's OrderedDict, are not needed.
             raise UnpicklingError(f"it changes the inside of a {type(target).__name__}")
 
     dispatch[pickle.BUILD[0]] = load_build
@@ -299,32 +271,31 @@ class DataUnpickler(pickle._Unpickler):  # the one in Python, whose instructions
             raise UnpicklingError("it appends to something that is no list")
         self.stack[-1].extend(items)
 
-    def _count(self, array: np.ndarray) -> None:
-        # One piece of data could be made into any number of arrays.
-        self._array_bytes -= array.nbytes
-        if self._array_bytes < 0:
+    def _count(self, made: object) -> None:
+        # One piece of data could be made into any number of arrays, bytes or dictionaries.
+        if isinstance(made, np.ndarray):
+            self._left -= made.nbytes
+        elif isinstance(made, (bytes, dict)):
+            self._left -= len(made)
+        if self._left < 0:
             raise UnpicklingError("its arrays are larger than the file")
 
     def _resolve(self, value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
-        """``value`` with arrays in the place of what stood for them, each object visited once.
+        """``value`` without parts: with what they became. Each object is visited once.
 
         Args:
             done: by id, objects (which keeps their ids theirs) and what became of them.
         """
-        if isinstance(value, Name) and self._names(value):
-            return value
-        if isinstance(value, (Name, _Dtype)):
+        if isinstance(value, Part) and value.value is not None:
+            return value.value
+        if isinstance(value, (Name, Part)):
             raise UnpicklingError(f"it holds {show(value)} as a value")
-        if not isinstance(value, (dict, list, tuple, _Array)) or isinstance(value, Opaque):
+        if type(value) not in (dict, list, tuple):
             return value
         if id(value) in done:
             return done[id(value)][1]
         result: Any = value
-        if isinstance(value, _Array):
-            result = value.value
-            if result is None:
-                raise UnpicklingError("an array is empty of contents")
-        elif isinstance(value, tuple):
+        if isinstance(value, tuple):
             result = tuple(self._resolve(item, done) for item in value)
         done[id(value)] = value, result
         if isinstance(value, list):
@@ -351,13 +322,4 @@ class _Bounded:
         return self._file.readline(1 << 20)
 
     def readinto(self, buffer: bytearray) -> int:
-        return self._file.readinto(buffer)
-
-
-def load_arrays(file: BinaryIO) -> Any:
-    """The arrays and plain containers that a pickle holds, of Python 3 or 2.
-
-    Raises:
-        UnpicklingError: if it holds anything else, or is damaged.
-    """
-    return DataUnpickler(file, calls=ARRAYS).load()
+        return self._file.readinto(buffer)  # type: ignore[attr-defined]
