@@ -146,7 +146,7 @@ def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
     renamed, notes = renamed_options(list(opts))
     _merge(cfg, "the command line", lambda: cfg.merge_from_list(renamed))
     for note in notes:
-        logger.info(note)
+        logger.warning(note)
 
 
 def _today(loaded: Any) -> CfgNode:
@@ -154,7 +154,7 @@ def _today(loaded: Any) -> CfgNode:
     if isinstance(loaded, dict):
         loaded, notes = renamed_keys(loaded)
         for note in notes:
-            logger.info(note)
+            logger.warning(note)
     return CfgNode(loaded)
 
 
