@@ -33,7 +33,9 @@ def base_cfg(config_file: str | Path | None = None) -> CfgNode:
     return cfg
 
 
-def narrow(cfg: CfgNode, *, stem: int | None = None, res2: int = 16, width: int = 4) -> CfgNode:
+def make_narrow(
+    cfg: CfgNode, *, stem: int | None = None, res2: int = 16, width: int = 4
+) -> CfgNode:
     """Makes a config's ResNet narrow enough to run in a moment."""
     if stem is not None:
         cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = stem
@@ -58,7 +60,7 @@ def zoo_cfg(name: str, *, narrow: bool = True) -> CfgNode:
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 50
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
     if narrow:
-        narrow(cfg, res2=32, width=8)
+        make_narrow(cfg, res2=32, width=8)
         cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = [16] * 8
     return cfg
 

@@ -14,7 +14,7 @@ from nl_detectron.errors import UsageError
 from nl_detectron.inference import AttentionMap
 from nl_detectron.layers import DISTRIBUTIONS
 from nl_detectron.visualization import draw_attention, draw_attention_sheet, heat_map
-from tests.models import base_cfg, narrow
+from tests.models import base_cfg, make_narrow
 
 STRIDE = 8
 
@@ -147,7 +147,7 @@ def test_stride_of_a_resnet_that_rounds_up(narrow_resnet_predictor):
 
 @pytest.fixture
 def narrow_resnet_predictor(tmp_path):
-    cfg = narrow(base_cfg(), stem=8)
+    cfg = make_narrow(base_cfg(), stem=8)
     cfg.INPUT.MIN_SIZE_TEST = 0
     model = build_model(cfg)
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")

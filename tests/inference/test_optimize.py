@@ -16,14 +16,14 @@ from torch import nn
 from nl_detectron import NonLocalBlock, Predictor
 from nl_detectron.inference import optimize_for_inference
 from nl_detectron.inference.optimize import InferenceConv2d, InferenceROIAlign
-from tests.models import base_cfg, narrow
+from tests.models import base_cfg, make_narrow
 
 SIZES = [(64, 64), (97, 131), (33, 160)]  # of images, most of them odd
 
 
 def small_cfg(name: str, norm: str) -> CfgNode:
     """Narrow models with blocks, whose heads are as in the base configs but for their width."""
-    cfg = narrow(base_cfg(), stem=8, res2=32, width=8)
+    cfg = make_narrow(base_cfg(), stem=8, res2=32, width=8)
     cfg.MODEL.RESNETS.NORM = norm
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.NON_LOCAL.NORM = "BN"
