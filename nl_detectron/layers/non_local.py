@@ -207,18 +207,17 @@ class NonLocalBlock(CNNBlockBase):
             rows = _as_autocast(rows)
         if x.shape[0] != 1:
             rows = rows.contiguous()
-        g = F.linear(rows, self.g.weight.flatten(1), self.g.bias)
         if self.theta is None or self.phi is None:
-            theta = rows.to(g.dtype)
-            phi = theta
+            theta = phi = rows
         else:
             theta = F.linear(rows, self.theta.weight.flatten(1), self.theta.bias)
             phi = F.linear(rows, self.phi.weight.flatten(1), self.phi.bias)
+        g = F.linear(rows, self.g.weight.flatten(1), self.g.bias)
         if self.sub_sample:
             phi, g = self._pooled(phi, x), self._pooled(g, x)
         if self.w_f is not None:
             w_theta, w_phi = self.w_f.unsqueeze(-1).chunk(2)  # (D, 1) each
-            theta, phi = torch.matmul(theta, w_theta), torch.matmul(phi, w_phi)
+            theta, phi = _product(theta, w_theta), _product(phi, w_phi)
         return theta, phi, g
 
     def _pooled(self, rows: Tensor, x: Tensor) -> Tensor:
@@ -273,6 +272,14 @@ def _as_autocast(x: Tensor) -> Tensor:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
+
+
+def _product(x: Tensor, w: Tensor) -> Tensor:
+    """x w in w's precision: autocast would round these sums, by whose sign a ReLU decides."""
+    if torch.jit.is_scripting():
+        return torch.matmul(x, w)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.matmul(x.to(w.dtype), w)
 
 
 def _positions(x: Tensor) -> Tensor:

@@ -26,9 +26,7 @@ def _maxima_of_pairs(x: Tensor, first_axis: int) -> Tensor:
     Of several largest values in a window, all share the gradient, which one has of ``max_pool``.
     """
     for axis in range(first_axis, x.dim()):
-        pad = [0, 0] * (x.dim() - 1 - axis) + [0, 1]
-        padded = F.pad(x, pad, value=float("-inf"))
-        first = torch.ops.aten.slice(x, axis, 0, None, 2)
-        second = torch.ops.aten.slice(padded, axis, 1, None, 2)
-        x = torch.maximum(first, second)
+        first = torch.arange(0, x.shape[axis], 2, device=x.device)
+        second = (first + 1).clamp(max=x.shape[axis] - 1)  # a last one alone pairs with itself
+        x = torch.maximum(x.index_select(axis, first), x.index_select(axis, second))
     return x
