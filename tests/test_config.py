@@ -60,6 +60,8 @@ def test_options_of_a_block_by_object_or_by_name():
         ({"init": "zeros"}, "init must be one of .*, got 'zeros'"),
         ({"inner_ratio": 0}, "inner_ratio must be above 0, got 0"),
         ({"inner_ratio": float("nan")}, "inner_ratio must be above 0, got nan"),
+        ({"inner_ratio": float("inf")}, "inner_ratio must be above 0, got inf"),
+        ({"sub_sample": "flase"}, "sub_sample must be True or False, got 'flase'"),
     ],
 )
 def test_options_that_cannot_be(options, message):

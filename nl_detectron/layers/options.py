@@ -5,6 +5,7 @@ checkpoint's config follow from the fields of :class:`BlockOptions`. A new optio
 its use in :class:`NonLocalBlock` and a line in docs/blocks.md.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -64,8 +65,11 @@ class BlockOptions:
         for name, allowed in (("pairwise", PAIRWISE_FUNCTIONS), ("init", INITS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if not self.inner_ratio > 0:
+        if not 0 < self.inner_ratio < math.inf:
             raise ValueError(f"inner_ratio must be above 0, got {self.inner_ratio}")
+        for name in ("sub_sample", "use_scale", "zero_init", "grad_checkpoint"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
 
 # Options that are keys of a config, in capitals

@@ -17,15 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .symmetric import symmetric_softmax
 from .tiled import tiled_softmax
 
 PAIRWISE_FUNCTIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 # The two whose affinity is a distribution over the keys; the others' are signed or unbounded
 DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
-FUSED_PAIRS = 2**24  # from as many queries times keys on, PyTorch's fused kernel outruns tiles
+FUSED_PAIRS = 2**24  # queries times keys; see softmax_kernel
 
 
-def non_local(pairwise: str, theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+def non_local(
+    pairwise: str, theta: Tensor, phi: Tensor, g: Tensor, scale: float, symmetric: bool = False
+) -> Tensor:
     """The non-local operation (paper, sec. 3.1 and 3.2).
 
     Args:
@@ -34,6 +37,7 @@ def non_local(pairwise: str, theta: Tensor, phi: Tensor, g: Tensor, scale: float
         phi: keys (N, M, D). Concatenation: the scalars w_phi^T phi(x_j), so D = 1.
         g: values (N, M, E).
         scale: factor on the logits of the two exponential forms; the other forms ignore it.
+        symmetric: phi is theta, whose gradient may then be that of both.
 
     Returns:
         y, of shape (N, L, E) and of g's dtype.
@@ -42,57 +46,54 @@ def non_local(pairwise: str, theta: Tensor, phi: Tensor, g: Tensor, scale: float
         return dot_product(theta, phi, g)
     if pairwise == "concatenation":
         return concatenation(theta, phi, g)
-    return softmax(theta, phi, g, scale)
+    if torch.jit.is_scripting():
+        return fused_softmax(theta, phi, g, scale)
+    return softmax(theta, phi, g, scale, symmetric)
 
 
 @torch.jit.unused
-def takes_channels_first(pairwise: str, x: Tensor, sub_sample: bool) -> bool:
-    """Whether :func:`non_local` is best given theta, phi and g stored as (N, D, L), transposed.
-
-    On CPU that is how a convolution, faster there than the matrix product that it is, leaves them.
-    Not so where positions first are wanted: by PyTorch's fused kernels, the concatenation's sums
-    and a map x (N, C, *S) whose channels are last; nor in training on large maps without
-    sub-sampling, where a convolution's scratch memory would be most of what is held.
-    """
-    if x.device.type != "cpu" or x.dtype == torch.float16 or x.stride(1) == 1:
-        return False
-    if sizes_are_symbolic() or pairwise == "concatenation":
-        return False
-    positions = x[:1, :1].numel()
-    few = positions * positions // (4 if sub_sample else 1) < FUSED_PAIRS
-    if pairwise == "embedded_gaussian":
-        return few
-    return few or sub_sample or not torch.is_grad_enabled()
-
-
-def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float, symmetric: bool = False) -> Tensor:
     """Gaussian and embedded Gaussian: f = exp(scale * theta_i^T phi_j), C(x) = sum_j f (eq. 2, 3).
 
-    Linear memory either way. On CPU, tiles of plain matrix products are fastest in bfloat16, where
-    D and E differ, and up to some million pairs. Elsewhere PyTorch's fused kernels are; they also
-    keep float16's logits in single precision, and can be recorded for any size.
+    In linear memory whichever the kernel.
     """
-    recorded = torch.jit.is_scripting() or sizes_are_symbolic()
-    if theta.device.type == "cpu" and not recorded and _tiles_are_faster(theta, phi, g):
+    kernel = softmax_kernel(theta, phi, g, symmetric)
+    if kernel == "symmetric":
+        return symmetric_softmax(theta, g, scale)
+    if kernel == "tiled":
         return tiled_softmax(theta, phi, g, scale)
     y = fused_softmax(theta, phi, g, scale)
-    if y.requires_grad and not recorded:
-        _make_gradient_contiguous(y)
+    if y.requires_grad and not sizes_are_symbolic():
+        # The copy that the kernel's backward pass would make, and hold beside the original
+        y.register_hook(lambda gradient: None if gradient is None else gradient.contiguous())
     return y
 
 
-@torch.jit.unused
-def _make_gradient_contiguous(y: Tensor) -> None:
-    """Makes the copy that the kernel's backward pass would make, and hold beside the original."""
-    y.register_hook(lambda gradient: None if gradient is None else gradient.contiguous())
+def softmax_kernel(theta: Tensor, phi: Tensor, g: Tensor, symmetric: bool) -> str:
+    """Which kernel computes the softmax best: "fused", "tiled" or "symmetric".
 
+    PyTorch's fused kernels are for CUDA, float16, whose logits they keep in single precision, and
+    what is recorded for any size. The others are for CPUs (measured on AVX2, one thread and two,
+    at 25x42 to 50x84, C = 1024):
 
-@torch.jit.unused
-def _tiles_are_faster(theta: Tensor, phi: Tensor, g: Tensor) -> bool:
-    if theta.dtype == torch.float16:
-        return False
+    - Symmetric logits save the Gaussian without sub-sampling 1.2 to 1.6 of the fused time.
+    - Values of other width than the keys, as of a sub-sampled Gaussian, would be padded for the
+      fused kernel, which then takes 1.4 to 1.6 times as long as tiles.
+    - In training, the fused kernel's backward pass runs samples in parallel and nothing within
+      one: on one thread it takes 1.0 to 1.1 times as long as tiles, on two 1.2 and more. From
+      :data:`FUSED_PAIRS` on, which 50x84 without sub-sampling has, tiles would hold too much.
+    - In inference it takes 0.6 to 1.0 of the tiles' time; but not in bfloat16, by measurements on
+      AVX-512.
+    """
+    if sizes_are_symbolic() or theta.device.type != "cpu" or theta.dtype == torch.float16:
+        return "fused"
+    if symmetric:
+        return "symmetric"
+    if theta.shape[2] != g.shape[2] or theta.dtype == torch.bfloat16:
+        return "tiled"
+    training = torch.is_grad_enabled() and (theta.requires_grad or g.requires_grad)
     few = theta.shape[1] * phi.shape[1] < FUSED_PAIRS
-    return few or theta.dtype == torch.bfloat16 or theta.shape[2] != g.shape[2]
+    return "tiled" if training and few else "fused"
 
 
 def fused_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
@@ -137,10 +138,7 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         left, right = torch.bmm(theta, phi.transpose(1, 2)).div_(divisor), g
     else:
         left, right = theta, torch.bmm(phi.transpose(1, 2), g).div_(divisor)
-    if theta.stride(-1) == 1:
-        return torch.bmm(left, right)
-    # The same product, stored channels first, as theta is
-    return torch.bmm(right.transpose(1, 2), left.transpose(1, 2)).transpose(1, 2)
+    return torch.bmm(left, right)
 
 
 def concatenation(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:

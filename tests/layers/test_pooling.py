@@ -1,4 +1,4 @@
-"""Maxima of pairs are max pooling, in values and gradients."""
+"""Sub-sampling is max pooling, in values and gradients, however it is recorded."""
 
 import pytest
 import torch
@@ -64,8 +64,8 @@ def test_gradients(channels_last):
     assert torch.autograd.gradgradcheck(lambda x: halve(x, 2), x)
 
 
-@pytest.mark.parametrize("size", [(0, 3, 5, 4), (2, 0, 5, 4)])
-def test_of_nothing(size):
+def test_of_nothing():
+    size = (0, 3, 5, 4)
     x = torch.randn(size, requires_grad=True)
     pooled = halve(x, 2)
     assert pooled.shape == (*size[:2], 3, 2)

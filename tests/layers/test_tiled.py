@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nl_detectron.layers import pairwise, tiled
-from nl_detectron.layers.pairwise import fused_softmax, softmax
+from nl_detectron.layers import pairwise, symmetric, tiled
+from nl_detectron.layers.pairwise import fused_softmax, softmax, softmax_kernel
+from nl_detectron.layers.symmetric import symmetric_softmax
 from nl_detectron.layers.tiled import tiled_softmax
 
 # Largest error of outputs and gradients, relative to the largest value, of operands of variance 1
@@ -17,11 +18,18 @@ def tiles(request, monkeypatch):
     if request.param == "many tiles":
         monkeypatch.setattr(tiled, "TILE_ELEMENTS", 300)
         monkeypatch.setattr(tiled, "TILE_ROWS", 1)
-        monkeypatch.setattr(tiled, "SQUARE_SIDE", 8)
+        monkeypatch.setattr(symmetric, "SIDE", 8)
 
 
 def whole(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     return torch.softmax(theta @ phi.transpose(1, 2) * scale, dim=-1) @ g
+
+
+def in_tiles(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+    """By symmetry where queries are keys."""
+    if phi is theta:
+        return symmetric_softmax(theta, g, scale)
+    return tiled_softmax(theta, phi, g, scale)
 
 
 def results(attend, theta, phi, g, dy, dtype) -> list[Tensor]:
@@ -41,7 +49,7 @@ def assert_is_the_whole(attend, *operands: Tensor | None) -> None:
 
 def assert_is_within_bounds(theta, phi, g, dy, dtype) -> None:
     expected = results(whole, theta, phi, g, dy, torch.float64)
-    actual = results(tiled_softmax, theta, phi, g, dy, dtype)
+    actual = results(in_tiles, theta, phi, g, dy, dtype)
     for ours, theirs in zip(actual, expected, strict=True):
         assert ours.dtype == dtype
         assert (ours.double() - theirs).abs().max() <= BOUNDS[dtype] * theirs.abs().max()
@@ -67,7 +75,7 @@ def test_gradients(tiles, queries_are_keys):
     theta, phi = torch.randn(2, 1, 20, 3, dtype=torch.float64, requires_grad=True)
     phi = theta if queries_are_keys else phi
     g = torch.randn(1, 20, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *x: tiled_softmax(*x, 0.5), (theta, phi, g))
+    assert torch.autograd.gradcheck(lambda *x: in_tiles(*x, 0.5), (theta, phi, g))
 
 
 @pytest.mark.parametrize("queries_are_keys", [False, True])
@@ -76,7 +84,7 @@ def test_operands_need_not_be_contiguous(tiles, queries_are_keys):
     phi = None if queries_are_keys else phi
     g = torch.randn(2, 30, 24, dtype=torch.float64)[..., :16]
     dy = torch.randn(2, 16, 30, dtype=torch.float64).transpose(1, 2)
-    assert_is_the_whole(tiled_softmax, theta, phi, g, dy)
+    assert_is_the_whole(in_tiles, theta, phi, g, dy)
 
 
 def test_equal_positions_of_large_activations(tiles):
@@ -95,7 +103,7 @@ def test_is_finite_for_large_activations(tiles, dtype, queries_are_keys):
     """Of magnitude 1e3, logits are in millions: rounding decides, but nothing overflows."""
     theta, phi, g = 1e3 * torch.randn(3, 1, 60, 16, dtype=dtype)
     phi = None if queries_are_keys else phi
-    for tensor in results(tiled_softmax, theta, phi, g, g, dtype):
+    for tensor in results(in_tiles, theta, phi, g, g, dtype):
         assert tensor.isfinite().all()
 
 
@@ -107,7 +115,7 @@ def test_saturated_weights_have_no_gradient(tiles, dtype, bound):
     """
     x = (1e3 * torch.randn(1, 400, 64)).to(dtype).requires_grad_()
     g, dy = torch.randn(2, 1, 400, 8).to(dtype)
-    y = tiled_softmax(x, x, g, 1.0)
+    y = symmetric_softmax(x, g, 1.0)
     torch.testing.assert_close(y, g)
     (dx,) = torch.autograd.grad(y, x, dy)
     one_term = (dy * g).sum(2).abs().max() * x.abs().max()
@@ -129,19 +137,25 @@ def test_tiles_and_the_fused_kernel_are_the_same_function():
     )
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize(("dtype", "channels"), [(torch.bfloat16, 8), (torch.float32, 4)])
-def test_of_many_pairs_the_fused_kernel_takes_those_it_is_faster_at(monkeypatch, dtype, channels):
+def test_of_many_pairs_the_fused_kernel_takes_those_it_is_faster_at(
+    monkeypatch, dtype, channels, requires_grad
+):
     """Of one dtype and as many channels of keys as of values; the results are the same."""
     theta, phi = torch.randn(2, 2, 20, 8)
-    g = torch.randn(2, 20, channels)
+    g = torch.randn(2, 20, channels, requires_grad=requires_grad)
     expected = softmax(theta, phi, g, 0.5)
+    assert softmax_kernel(theta, phi, g, False) == (
+        "tiled" if requires_grad or channels == 4 else "fused"
+    )
     monkeypatch.setattr(pairwise, "FUSED_PAIRS", 20 * 20)
-    tiles = []
-    monkeypatch.setattr(pairwise, "tiled_softmax", lambda *x: tiles.append(x) or tiled_softmax(*x))
     torch.testing.assert_close(softmax(theta, phi, g, 0.5), expected)
-    assert bool(tiles) == (channels == 4)
-    softmax(theta.to(dtype), phi.to(dtype), g.to(dtype), 0.5)
-    assert tiles
+    assert softmax_kernel(theta, phi, g, False) == ("tiled" if channels == 4 else "fused")
+    assert softmax_kernel(theta, theta, g, True) == "symmetric"
+    assert softmax_kernel(theta.to(dtype), phi.to(dtype), g.to(dtype), False) == "tiled"
+    half = (theta.half(), phi.half(), g.half())
+    assert softmax_kernel(*half, False) == softmax_kernel(*half, True) == "fused"
 
 
 @pytest.mark.parametrize("channels_first", [False, True])
