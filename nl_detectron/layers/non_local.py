@@ -184,29 +184,26 @@ class NonLocalBlock(CNNBlockBase):
                 f"expected {self.dimension + 2} axes (N, C, then {self.dimension} of space or "
                 f"time), got shape {list(x.shape)}"
             )
-        rows = _positions(x)
         # Cast and copied here once, where each linear layer would do it for itself
         if not torch.jit.is_scripting():
-            rows = _as_autocast(rows)
-        if x.shape[0] != 1:
-            rows = rows.contiguous()
+            x = _as_autocast(x)
+        if x.shape[0] != 1 and not sizes_are_symbolic():
+            x = _map(_positions(x).contiguous(), x)
+        # Each from a view of its own, whose gradients are then added up in place
         if self.theta is None or self.phi is None:
-            theta = phi = rows
+            theta = phi = _positions(x)
         else:
-            theta = F.linear(rows, self.theta.weight.flatten(1), self.theta.bias)
-            phi = F.linear(rows, self.phi.weight.flatten(1), self.phi.bias)
-        g = F.linear(rows, self.g.weight.flatten(1), self.g.bias)
+            theta = F.linear(_positions(x), self.theta.weight.flatten(1), self.theta.bias)
+            phi = F.linear(_positions(x), self.phi.weight.flatten(1), self.phi.bias)
+        g = F.linear(_positions(x), self.g.weight.flatten(1), self.g.bias)
         if self.sub_sample:
-            phi, g = self._pooled(phi, x), self._pooled(g, x)
+            first_axis = 3 if self.dimension == 3 else 2  # not along time
+            phi = _positions(halve(_map(phi, x), first_axis))
+            g = _positions(halve(_map(g, x), first_axis))
         if self.w_f is not None:
             w_theta, w_phi = self.w_f.unsqueeze(-1).chunk(2)  # (D, 1) each
             theta, phi = _product(theta, w_theta), _product(phi, w_phi)
         return theta, phi, g
-
-    def _pooled(self, rows: Tensor, x: Tensor) -> Tensor:
-        """rows (N, L, D) of a map of x's size, sub-sampled: (N, M, D)."""
-        first_axis = 3 if self.dimension == 3 else 2  # not along time
-        return _positions(halve(rows.transpose(1, 2).unflatten(2, x.shape[2:]), first_axis))
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, D), of x (N, C, *S); the embeddings are released on return.
@@ -263,6 +260,13 @@ def _product(x: Tensor, w: Tensor) -> Tensor:
         return torch.matmul(x, w)
     with torch.autocast(x.device.type, enabled=False):
         return torch.matmul(x.to(w.dtype), w)
+
+
+def _map(rows: Tensor, like: Tensor) -> Tensor:
+    """(N, channels, *S), channels last in memory, of rows (N, positions, channels)."""
+    if sizes_are_symbolic():  # in a form that guards no size
+        return rows.transpose(1, 2).unflatten(2, like.shape[2:])
+    return rows.unflatten(1, like.shape[2:]).movedim(-1, 1)
 
 
 def _positions(x: Tensor) -> Tensor:
