@@ -63,8 +63,10 @@ def write_image(file: str | Path, image: np.ndarray) -> None:
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        data = cv2.imencode(file.suffix.lower(), image)[1]
+        is_encoded, data = cv2.imencode(file.suffix.lower(), image)
     except cv2.error as error:
         raise UsageError(f"{file} cannot be written: {error.err}") from error
+    if not is_encoded:
+        raise UsageError(f"{file} cannot be written: OpenCV cannot encode it")
     with replacing(file) as temporary:
         Path(temporary).write_bytes(data.tobytes())

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.utils.file_io import PathManager
+from fvcore.common.registry import Registry
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import add_non_local_config, block_options
@@ -172,8 +173,9 @@ def unused_options(cfg: CfgNode) -> list[str]:
     It says what would make the key count.
     """
     head, backbone = cfg.MODEL.ROI_KEYPOINT_HEAD, cfg.MODEL.BACKBONE.NAME
-    in_backbone = backbone.startswith("build_non_local_")
-    in_head = cfg.MODEL.KEYPOINT_ON and head.NAME == "NonLocalKeypointHead"
+    # What others have registered may read the keys, too.
+    in_backbone = not _is_detectron2s(BACKBONE_REGISTRY, backbone)
+    in_head = cfg.MODEL.KEYPOINT_ON and not _is_detectron2s(ROI_KEYPOINT_HEAD_REGISTRY, head.NAME)
     defaults = get_cfg()
     add_non_local_config(defaults)
     unused = []
@@ -190,6 +192,10 @@ def unused_options(cfg: CfgNode) -> list[str]:
         if cfg.SOLVER[key] != 1 and not (in_backbone or in_head):
             unused.append(f"SOLVER.{key} has no effect on a model without non-local blocks")
     return unused
+
+
+def _is_detectron2s(registry: Registry, name: str) -> bool:
+    return registry.get(name).__module__.startswith("detectron2.")
 
 
 def _set_in_vain(name: str, node: CfgNode, default: CfgNode, where: str) -> list[str]:
