@@ -118,7 +118,7 @@ def test_evaluators_by_dataset_type(evaluator_type, expected, small_sets, tmp_pa
     for cls in (COCOEvaluator, LVISEvaluator, CityscapesInstanceEvaluator):
         monkeypatch.setattr(cls, "__init__", build)
     for name in ("SemSegEvaluator", "COCOPanopticEvaluator"):
-        monkeypatch.setattr(f"nl_detectron.engine.trainer.{name}", lambda *a, **k: object())
+        monkeypatch.setattr(f"nl_detectron.evaluation.builders.{name}", lambda *a, **k: object())
     MetadataCatalog.get("typed").set(evaluator_type=evaluator_type)
     try:
         cfg = quick_cfg("shapes", small_sets, tmp_path)
