@@ -41,7 +41,7 @@ def test_a_training_that_fails_is_reported_and_ends_the_others(tmp_path, monkeyp
         "    time.sleep(0.05)\n"
         "raise SystemExit('so and so')\n"
     )
-    monkeypatch.setattr("dev.demo.check_cfg", lambda cfg, args: None)
+    monkeypatch.setattr("dev.demo.check_cfg", lambda cfg: None)
     for name in ("shapes", "endless"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text("of an earlier run")
