@@ -8,3 +8,8 @@ from .fixtures import (  # noqa: F401
     weights,
 )
 from .people_results import truth  # noqa: F401
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Long tests come first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
