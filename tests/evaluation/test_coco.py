@@ -26,6 +26,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def pycocotools_in_detectron2(monkeypatch):
+    """In the place of compiled code, where there is some, whose sums are rounded otherwise."""
+    monkeypatch.setattr(detectron2.evaluation.coco_evaluation, "COCOeval_opt", COCOeval)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     """Small sets with what real ones have: crowds, images of nothing, equal scores."""
