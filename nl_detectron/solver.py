@@ -55,21 +55,23 @@ def non_local_lr_factor(name: str, *, pairwise: float = 1.0, others: float = 1.0
     layer = within_block(name)
     if layer is None:
         return 1.0
-    return pairwise if layer.partition(".")[0] in PAIRWISE_LAYERS else others
+    return _factor(layer, pairwise, others)
+
+
+def _factor(name: str, pairwise: float, others: float) -> float:
+    """The factor of a parameter by its name within a block."""
+    return pairwise if name.partition(".")[0] in PAIRWISE_LAYERS else others
 
 
 def _non_local_lr_factors(cfg: CfgNode, model: nn.Module) -> dict[nn.Parameter, float]:
     """The factors on the learning rates of all parameters of a model's non-local blocks."""
-    solver, factors = cfg.SOLVER, {}
-    for block in non_local_blocks(model).values():
-        for name, parameter in block.named_parameters():
-            pairwise = name.partition(".")[0] in PAIRWISE_LAYERS
-            factors[parameter] = (
-                solver.NON_LOCAL_PAIRWISE_LR_FACTOR
-                if pairwise
-                else solver.NON_LOCAL_OTHERS_LR_FACTOR
-            )
-    return factors
+    solver = cfg.SOLVER
+    factors = solver.NON_LOCAL_PAIRWISE_LR_FACTOR, solver.NON_LOCAL_OTHERS_LR_FACTOR
+    return {
+        parameter: _factor(name, *factors)
+        for block in non_local_blocks(model).values()
+        for name, parameter in block.named_parameters()
+    }
 
 
 def _scale_learning_rates(
