@@ -31,6 +31,16 @@ def add_non_local_config(cfg: CfgNode) -> None:
     # goes. The default is the paper's "+4 in head". Read by NonLocalKeypointHead only.
     cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL = _block_node([2, 4, 6, 8])
 
+    # Datasets of one's own: [name, annotation file in COCO's format, folder of images] each; they
+    # are registered when the config is loaded. See docs/own-data.md.
+    cfg.DATASETS.OWN = []
+    # The names of the model's classes by index. Empty: those of the first own training set, by
+    # rising category id. Categories of all own sets are matched with them by name.
+    cfg.DATASETS.CLASSES = []
+    # [name, name] of keypoints of own data that change places in a mirrored image. Empty: those
+    # that "left" and "right", or "l" and "r", in their names tell.
+    cfg.DATASETS.KEYPOINT_FLIP_PAIRS = []
+
     # "SGD", as Detectron2 trains, or "AdamW", which trains small models from scratch faster
     cfg.SOLVER.OPTIMIZER = "SGD"
     # Save the weights of each checkpoint as .safetensors, too, beside the .pth that --resume needs

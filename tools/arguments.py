@@ -1,17 +1,31 @@
 """The command-line arguments that several tools share."""
 
 import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from detectron2.engine import default_argument_parser
 
+from nl_detectron.errors import UsageError
 from nl_detectron.inference import DTYPES, Predictor
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's command line for training, and what to do about checkpoints."""
     parser = default_argument_parser()
+    parser.add_argument(
+        "--dataset",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "FOLDER"),
+        help="own data: annotations in COCO's format and their images. Those whose NAME ends in "
+        "'train' are trained on, the others evaluated on",
+    )
+    add_import_argument(parser)
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
@@ -23,6 +37,39 @@ def argument_parser() -> argparse.ArgumentParser:
         help="go on with weights that do not fit the model, after a table of what was loaded",
     )
     return parser
+
+
+def add_import_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what to run first; see :func:`run_files`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="Python of your own that is run first, to register datasets or models",
+    )
+
+
+def run_files(files: Sequence[str]) -> None:
+    """Runs Python files of the user's, as modules that stay loaded.
+
+    Raises:
+        UsageError: if one does not exist or fails.
+    """
+    for file in files:
+        name = Path(file).stem
+        if not Path(file).is_file():
+            raise UsageError(f"--import {file} does not exist")
+        specification = importlib.util.spec_from_file_location(name, file)
+        if specification is None or specification.loader is None:
+            raise UsageError(f"--import {file} is no Python file")
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[name] = module
+        try:
+            specification.loader.exec_module(module)
+        except Exception as error:  # whatever it does
+            raise UsageError(f"--import {file} fails: {error!r}") from error
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 """Trains or evaluates a LazyConfig, as Detectron2's own tools/lazyconfig_train_net.py does.
 
     python tools/lazyconfig_train_net.py --config-file configs/....py [--num-gpus N] \\
-        [--resume | --eval-only] [key=value ...]
+        [--resume | --eval-only] [--dataset NAME JSON FOLDER ...] [key=value ...]
 
 On a machine without CUDA, --num-gpus is the number of CPU processes.
 """
@@ -10,17 +10,24 @@ On a machine without CUDA, --num-gpus is the number of CPU processes.
 import argparse
 
 from detectron2.engine import default_setup
+from omegaconf import DictConfig
 
 from nl_detectron.engine import check_lazy_cfg, launch, load_lazy_cfg
 from nl_detectron.engine.config import resolve_config_file
 from nl_detectron.engine.lazy import evaluate_weights, train
 from nl_detectron.errors import usage_errors
-from nl_detectron.tools.arguments import argument_parser
+from nl_detectron.tools.arguments import argument_parser, run_files
+
+
+def read(args: argparse.Namespace) -> DictConfig:
+    """The config, with the datasets that the command line names; each process reads it."""
+    run_files(args.imports)
+    return load_lazy_cfg(args.config_file, args.opts, datasets=args.dataset)
 
 
 def run(args: argparse.Namespace) -> object:
     """What each process does."""
-    cfg = load_lazy_cfg(args.config_file, args.opts)
+    cfg = read(args)
     default_setup(cfg, args)
     loading = {"trust_checkpoint": args.trust_checkpoint, "allow_missing": args.allow_missing}
     if args.eval_only:
@@ -33,7 +40,7 @@ def main() -> None:
     args = argument_parser().parse_args()
     # of which Detectron2's default_setup keeps a copy
     args.config_file = resolve_config_file(args.config_file)
-    cfg = load_lazy_cfg(args.config_file, args.opts)
+    cfg = read(args)
     check_lazy_cfg(cfg, eval_only=args.eval_only, resume=args.resume)
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     launch(run, *processes, args=(args,))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nl_detectron.errors import usage_errors
 from nl_detectron.report import screenshot, write_report
+from nl_detectron.tools.arguments import add_import_argument, run_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,12 +35,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--screenshot", type=Path, metavar="FILE", help="a picture of it, made by Chromium"
     )
+    add_import_argument(parser)
     return parser.parse_args()
 
 
 @usage_errors()
 def main() -> None:
     args = parse_args()
+    run_files(args.imports)
     file = write_report(
         args.run,
         args.output or args.run / "report.html",

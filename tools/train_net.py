@@ -2,24 +2,32 @@
 """Trains or evaluates a model, as Detectron2's own tools/train_net.py does.
 
     python tools/train_net.py --config-file configs/... [--num-gpus N] [--resume | --eval-only] \\
-        [KEY VALUE ...]
+        [--dataset NAME JSON FOLDER ...] [KEY VALUE ...]
 
 On a machine without CUDA, --num-gpus is the number of CPU processes.
 """
 
 import argparse
 
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 
 from nl_detectron.engine import Trainer, check_cfg, launch, load_cfg
 from nl_detectron.engine.config import resolve_config_file
 from nl_detectron.errors import usage_errors
-from nl_detectron.tools.arguments import argument_parser
+from nl_detectron.tools.arguments import argument_parser, run_files
+
+
+def read(args: argparse.Namespace) -> CfgNode:
+    """The config, with the datasets that the command line names; each process reads it."""
+    run_files(args.imports)
+    datasets, trust = args.dataset, args.trust_checkpoint
+    return load_cfg(args.config_file, args.opts, datasets=datasets, trust=trust)
 
 
 def run(args: argparse.Namespace) -> object:
     """What each process does."""
-    cfg = load_cfg(args.config_file, args.opts, trust=args.trust_checkpoint)
+    cfg = read(args)
     default_setup(cfg, args)
     loading = {"trust_checkpoint": args.trust_checkpoint, "allow_missing": args.allow_missing}
     if args.eval_only:
@@ -35,7 +43,7 @@ def main() -> None:
     # of which Detectron2's default_setup keeps a copy
     args.config_file = resolve_config_file(args.config_file)
     check_cfg(
-        load_cfg(args.config_file, args.opts, trust=args.trust_checkpoint),
+        read(args),
         eval_only=args.eval_only,
         resume=args.resume,
         num_gpus=args.num_gpus,

@@ -116,7 +116,7 @@ def _run(folder: Path, task: str, side: str) -> Run:
         thing_dataset_id_to_contiguous_id={k + 1: k for k in range(num_classes)},
     )
     fast = side == "ours"
-    evaluator = COCOEvaluator(name, (task,), distributed=False, use_fast_impl=fast)
+    evaluator: Any = COCOEvaluator(name, (task,), distributed=False, use_fast_impl=fast)
     evaluator.reset()
     for results in read_predictions(folder):
         evaluator._predictions.append({"image_id": results[0]["image_id"], "instances": results})

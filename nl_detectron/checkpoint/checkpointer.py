@@ -8,6 +8,7 @@ from urllib.parse import parse_qs
 import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data.catalog import Metadata
 from torch import nn
 
 from ..config import renamed_keys
@@ -24,6 +25,7 @@ from .reading import (
     read_checkpoint,
 )
 from .report import LoadReport, classify
+from .vocabulary import to_text
 from .writing import versions, write_safetensors
 
 
@@ -49,6 +51,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         allow_missing: bool = False,
         complete: bool = False,
         cfg: CfgNode | None = None,
+        metadata: Metadata | None = None,
         safetensors: bool = False,
         **checkpointables: Any,
     ):
@@ -62,6 +65,8 @@ class NonLocalCheckpointer(DetectionCheckpointer):
                 ResNet alone, all other parts at random. To resume, every tensor must be there.
             cfg: saved with the weights, see :func:`read_config`, and compared with the config in a
                 file that is loaded.
+            metadata: of the dataset trained on: the names of classes and keypoints in it are saved
+                with the weights, see :func:`read_vocabulary`.
             safetensors: save the weights as ``.safetensors``, too.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -70,6 +75,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         self.allow_missing = allow_missing
         self.complete = complete
         self.cfg = cfg
+        self.metadata = metadata
         self.safetensors = safetensors
         self.report: LoadReport | None = None
         self._must_be_complete = complete
@@ -102,6 +108,8 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         about: dict[str, Any] = {"versions": versions()}
         if self.cfg is not None:
             about["config"] = self.cfg.dump()
+        if self.metadata is not None:
+            about["vocabulary"] = to_text(self.metadata)
         super().save(name, **about, **kwargs)
         if self.safetensors and self.save_dir and self.save_to_disk:
             path = os.path.join(self.save_dir, f"{name}.safetensors")

@@ -140,7 +140,7 @@ def _read_safetensors(path: str) -> dict[str, Any]:
         metadata = file.metadata() or {}
         names = file.keys()
         content: dict[str, Any] = {"model": {name: file.get_tensor(name) for name in names}}
-    for key in ("config", "overrides", "__author__"):
+    for key in ("config", "overrides", "vocabulary", "__author__"):
         if key in metadata:
             content[key] = metadata[key]
     if "versions" in metadata:

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling import Backbone
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleHead
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from tabulate import tabulate
 from torch import nn
 
@@ -15,6 +19,16 @@ from ..layers.names import within_block
 NAMES_SHOWN = 2
 # The last layer of models trained on ImageNet: fc1000 (Detectron2), stem.fc (torchvision), linear
 CLASSIFIER = re.compile(r"((stem|head)\.)?(fc|fc1000|linear|classifier|pred)")
+# The layers whose shape is made by the number of classes or of keypoints
+CLASS_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
+    FastRCNNOutputLayers: ("cls_score", "bbox_pred"),
+    MaskRCNNConvUpsampleHead: ("predictor",),
+    KRCNNConvDeconvUpsampleHead: ("score_lowres",),
+    RetinaNetHead: ("cls_score",),
+}
+
+# A tensor's name, its shape in the file and in the model
+Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass
@@ -23,9 +37,9 @@ class LoadReport:
 
     A model's tensor is ``loaded``, or ``new_non_local``: of a block of which the file has nothing,
     which keeps its zero start; or ``new_part``: outside of the ResNet, when the file holds a
-    pretrained ResNet and nothing else; or ``missing``; or of another shape in the file
-    (``mismatched``: name, shape in the file, shape in the model). ``unexpected`` are tensors of the
-    file that the model has no place for.
+    pretrained ResNet and nothing else; or ``missing``; or of another shape in the file: because
+    the file's model has other classes or keypoints (``new_classes``), or for another reason
+    (``mismatched``). ``unexpected`` are tensors of the file that the model has no place for.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -33,20 +47,18 @@ class LoadReport:
     new_part: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    new_classes: list[Mismatch] = field(default_factory=list)
+    mismatched: list[Mismatch] = field(default_factory=list)
 
     def __str__(self) -> str:
-        shapes = [
-            f"{name} {list(file)} in the model {list(model)}"
-            for name, file, model in self.mismatched
-        ]
         rows = [
             ("loaded", self.loaded),
             ("new non-local (zero start)", self.new_non_local),
             ("new part (random start)", self.new_part),
+            ("new classes (random start)", _shapes(self.new_classes)),
             ("missing", self.missing),
             ("unexpected", self.unexpected),
-            ("shape mismatch", shapes),
+            ("shape mismatch", _shapes(self.mismatched)),
         ]
         return tabulate(
             [(title, len(names), _first(names)) for title, names in rows],
@@ -71,6 +83,11 @@ class LoadReport:
         if self.mismatched:
             names = [name for name, _, _ in self.mismatched]
             wrong.append(f"{len(names)} tensors have another shape ({_first(names)})")
+        if complete and self.new_classes:
+            names = [name for name, _, _ in self.new_classes]
+            wrong.append(
+                f"{len(names)} tensors are of other classes or keypoints ({_first(names)})"
+            )
         if complete and self.new_non_local:
             names = self.new_non_local
             wrong.append(f"{len(names)} non-local tensors are missing ({_first(names)})")
@@ -93,7 +110,7 @@ def classify(
     present: Iterable[str],
     missing: Iterable[str],
     unexpected: Iterable[str],
-    mismatched: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]],
+    mismatched: Sequence[Mismatch],
 ) -> LoadReport:
     """Sorts the tensors of a model after a load.
 
@@ -118,7 +135,11 @@ def classify(
     ]
     missing = set(names) - set(loaded)
     unexpected = [name for name in unexpected if not _is_counter(name)]
-    report = LoadReport(loaded, unexpected=unexpected, mismatched=list(mismatched))
+    by_classes = _made_by_classes(model)
+    report = LoadReport(loaded, unexpected=unexpected)
+    for mismatch in mismatched:
+        of_classes = _differs_in(mismatch, by_classes.get(mismatch[0]))
+        (report.new_classes if of_classes else report.mismatched).append(mismatch)
 
     blocks = _prefixes(model, NonLocalBlock)
     untouched = tuple(
@@ -139,6 +160,31 @@ def classify(
         else:
             report.missing.append(name)
     return report
+
+
+def _made_by_classes(model: nn.Module) -> dict[str, int]:
+    """The axis that is as long as there are classes or keypoints, by the tensor's name."""
+    axes = {}
+    for name, module in model.named_modules():
+        for kind, layers in CLASS_LAYERS.items():
+            for layer in layers if isinstance(module, kind) else ():
+                for parameter, _ in getattr(module, layer).named_parameters():
+                    transposed = isinstance(getattr(module, layer), nn.ConvTranspose2d)
+                    axes[f"{name}.{layer}.{parameter}".lstrip(".")] = int(
+                        transposed and parameter == "weight"
+                    )
+    return axes
+
+
+def _differs_in(mismatch: Mismatch, axis: int | None) -> bool:
+    """Whether two shapes differ along this axis alone."""
+    _, file, ours = mismatch
+    differing = [i for i, sizes in enumerate(zip(file, ours, strict=False)) if len({*sizes}) > 1]
+    return len(file) == len(ours) and differing == [axis]
+
+
+def _shapes(mismatches: Sequence[Mismatch]) -> list[str]:
+    return [f"{name} {list(file)} in the model {list(ours)}" for name, file, ours in mismatches]
 
 
 def _prefixes(model: nn.Module, kind: type) -> list[str]:

@@ -2,6 +2,7 @@ from . import builtin as _  # only registration
 from .builtin import register_generated, register_splits
 from .drawing import Instance, Scene
 from .generate import KINDS, Kind, generate, register_kind
+from .own import register_coco
 from .people import PERSON_SKELETON, draw_people
 from .shapes import SHAPE_CLASSES, draw_shapes
 
@@ -15,6 +16,7 @@ __all__ = [
     "draw_people",
     "draw_shapes",
     "generate",
+    "register_coco",
     "register_generated",
     "register_kind",
     "register_splits",

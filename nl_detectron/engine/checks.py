@@ -3,17 +3,20 @@
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from urllib.parse import urlparse
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.utils.file_io import PathManager
 from fvcore.common.registry import Registry
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import add_non_local_config, block_options
+from ..data.own import class_names, classes_of
 from ..errors import UsageError, did_you_mean
 from ..evaluation import EVALUATORS
 from ..layers import NonLocalBlock
@@ -71,8 +74,10 @@ def check_cfg(
     if eval_only and not cfg.DATASETS.TEST:
         raise UsageError("DATASETS.TEST is empty: there is nothing to evaluate on")
     train = () if eval_only else cfg.DATASETS.TRAIN
-    for name in dict.fromkeys((*train, *cfg.DATASETS.TEST)):
+    names = list(dict.fromkeys((*train, *cfg.DATASETS.TEST)))
+    for name in names:
         _check_dataset(name, cfg)
+    _check_same_classes(names)
 
 
 def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = False) -> None:
@@ -237,7 +242,7 @@ def check_dataset_files(name: str) -> None:
     if name not in DatasetCatalog:
         raise UsageError(
             f"dataset {name!r} is not registered{did_you_mean(name, DatasetCatalog.list())}; "
-            "register your own with detectron2.data.datasets.register_coco_instances"
+            "name files of your own with --dataset"
         )
     metadata = MetadataCatalog.get(name)
     if metadata.get("generated"):
@@ -273,7 +278,7 @@ def _check_dataset(name: str, cfg: CfgNode) -> None:
 
 def _check_coco_json(name: str, json_file: str, cfg: CfgNode) -> None:
     try:
-        with PathManager.open(json_file, encoding="utf-8") as file:
+        with PathManager.open(json_file, encoding="utf-8-sig") as file:
             content = json.load(file)
     except (OSError, ValueError) as error:
         raise UsageError(f"dataset {name!r}: {json_file} is no JSON file: {error}") from error
@@ -286,23 +291,74 @@ def _check_coco_json(name: str, json_file: str, cfg: CfgNode) -> None:
                 f"dataset {name!r}: {json_file} is no COCO annotation file: it has no list of "
                 f"objects {key!r}"
             )
-    _check_classes(name, len(content["categories"]), cfg)
-    for category in content["categories"] if cfg.MODEL.KEYPOINT_ON else ():
-        expected = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-        found = len(category.get("keypoints", ()))
-        if found not in (0, expected):
+    metadata = MetadataCatalog.get(name)
+    found = class_names(content["categories"])
+    if not metadata.get("own") and metadata.get("thing_classes", found) != found:
+        raise UsageError(
+            f"dataset {name!r}: the categories of {json_file} are {_few(found)}, not "
+            f"{_few(metadata.thing_classes)}; register data of your own by a name of its own, with "
+            "--dataset"
+        )
+    _check_classes(name, metadata.get("thing_classes", found), cfg)
+    if not cfg.MODEL.KEYPOINT_ON:
+        return
+    expected = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    for category in content["categories"]:
+        number = len(category.get("keypoints", ()))
+        if number not in (0, expected):
             raise UsageError(
-                f"dataset {name!r} has {found} keypoints for {category.get('name')!r}; the model, "
+                f"dataset {name!r} has {number} keypoints for {category.get('name')!r}; the model, "
                 f"with MODEL.KEYPOINT_ON, has NUM_KEYPOINTS {expected}"
             )
+    if name in cfg.DATASETS.TRAIN:
+        _check_keypoint_metadata(name, metadata, expected)
 
 
-def _check_classes(name: str, num_categories: int, cfg: CfgNode) -> None:
+def _check_classes(name: str, classes: Sequence[str], cfg: CfgNode) -> None:
     node = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
     num_classes = cfg.MODEL[node].NUM_CLASSES
     detects = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN", "RetinaNet")
-    if detects and num_classes < num_categories:
+    if detects and num_classes != len(classes):
+        only = "only " if num_classes < len(classes) else ""
         raise UsageError(
-            f"dataset {name!r} has {num_categories} categories but the model only {num_classes} "
-            f"classes; set MODEL.{node}.NUM_CLASSES {num_categories}"
+            f"dataset {name!r} has {len(classes)} categories but the model {only}{num_classes} "
+            f"classes; set MODEL.{node}.NUM_CLASSES {len(classes)}"
         )
+
+
+def _check_same_classes(names: Sequence[str]) -> None:
+    """Detectron2 takes classes by their index: it must mean the same in all sets of a run."""
+    classes = {name: found for name in names if (found := classes_of(name))}
+    first = next(iter(classes), "")
+    for name, found in classes.items():
+        if found != classes[first]:
+            raise UsageError(
+                f"datasets {first!r} and {name!r} have different categories: "
+                f"{_few(classes[first])} and {_few(found)}, by rising id; name the files with "
+                "--dataset, which matches categories by name"
+            )
+
+
+def _check_keypoint_metadata(name: str, metadata: Metadata, expected: int) -> None:
+    names, pairs = metadata.get("keypoint_names"), metadata.get("keypoint_flip_map")
+    if names is None or pairs is None:
+        lacking = "keypoint_names" if names is None else "keypoint_flip_map"
+        raise UsageError(
+            f"dataset {name!r} has no {lacking} in its metadata; set it by MetadataCatalog, or "
+            "name the file with --dataset, which takes them from it"
+        )
+    if len(names) != expected:
+        raise UsageError(
+            f"dataset {name!r} has {len(names)} keypoint_names in its metadata; the model has "
+            f"NUM_KEYPOINTS {expected}"
+        )
+    for keypoint in (keypoint for pair in dict(pairs).items() for keypoint in pair):
+        if keypoint not in names:
+            raise UsageError(
+                f"dataset {name!r}: keypoint_flip_map in its metadata names {keypoint!r}"
+                f"{did_you_mean(keypoint, names)}; keypoint_names are {_few(names)}"
+            )
+
+
+def _few(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")

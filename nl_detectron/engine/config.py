@@ -18,13 +18,18 @@ from ..config import add_non_local_config, renamed_keys, renamed_options
 from ..errors import UsageError, did_you_mean
 from ..log import logger
 from ..model_zoo import get_config_file
+from .own_data import follow_datasets, follow_datasets_lazily
 
 # What Detectron2's default_setup reads from `train` although configs/common/train.py lacks it
 OPTIONAL_TRAIN_KEYS = ("seed", "cudnn_benchmark", "float32_precision")
 
 
 def load_cfg(
-    config_file: str | Path | None, opts: Sequence[str] = (), *, trust: bool = False
+    config_file: str | Path | None,
+    opts: Sequence[str] = (),
+    *,
+    datasets: Sequence[tuple[str, str, str]] = (),
+    trust: bool = False,
 ) -> CfgNode:
     """A YAML config with options on top of it, frozen.
 
@@ -35,10 +40,14 @@ def load_cfg(
         config_file: a path, or a name of :mod:`nl_detectron.model_zoo`; nothing for Detectron2's
             defaults.
         opts: ``KEY VALUE`` pairs.
+        datasets: added to ``DATASETS.OWN``: name, annotation file and folder of images of each.
+            Own datasets are registered, and the config follows them; see
+            :func:`.own_data.follow_datasets`.
         trust: run what Python tags in the file tell to.
 
     Raises:
-        UsageError: if the file or a key does not exist, or a value has the wrong type.
+        UsageError: if the file or a key does not exist, a value has the wrong type, or an own
+            dataset cannot be used.
     """
     cfg = _default_cfg()
     if config_file:
@@ -51,6 +60,7 @@ def load_cfg(
         trust = trust or _is_detectron2s(file)
         _merge(cfg, file, lambda: _merge_file(cfg, file, trust))
     _merge_options(cfg, opts)
+    follow_datasets(cfg, datasets, said=opts[::2])
     cfg.freeze()
     return cfg
 
@@ -74,17 +84,23 @@ def cfg_from_text(
     return cfg
 
 
-def load_lazy_cfg(config_file: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+def load_lazy_cfg(
+    config_file: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    datasets: Sequence[tuple[str, str, str]] = (),
+) -> DictConfig:
     """A LazyConfig with ``key=value`` overrides on top of it.
 
     ``train.device`` becomes ``cpu`` where there is no CUDA, unless an override sets it.
 
     Args:
         config_file: a path, or a name of :mod:`nl_detectron.model_zoo`.
+        datasets: as for :func:`load_cfg`; see :func:`.own_data.follow_datasets_lazily`.
 
     Raises:
-        UsageError: if the file does not exist or is no LazyConfig, or if an override names a key
-            that nothing reads.
+        UsageError: if the file does not exist or is no LazyConfig, if an override names a key that
+            nothing reads, or if an own dataset cannot be used.
     """
     file = resolve_config_file(str(config_file))
     if not file.endswith(".py"):
@@ -108,6 +124,7 @@ def load_lazy_cfg(config_file: str | Path, overrides: Sequence[str] = ()) -> Dic
         raise UsageError(f"{file} does not define {', '.join(missing)}")
     if not torch.cuda.is_available() and not any(o.startswith("train.device=") for o in overrides):
         cfg.train.device = "cpu"
+    follow_datasets_lazily(cfg, datasets, said=[o.partition("=")[0] for o in overrides])
     return cfg
 
 
@@ -143,10 +160,24 @@ def _merge_file(cfg: CfgNode, file: str, trust: bool) -> None:
 
 
 def _merge_options(cfg: CfgNode, opts: Sequence[str]) -> None:
+    _check_pairs(opts)
     renamed, notes = renamed_options(list(opts))
     _merge(cfg, "the command line", lambda: cfg.merge_from_list(renamed))
     for note in notes:
         logger.warning(note)
+
+
+def _check_pairs(opts: Sequence[str]) -> None:
+    """Says what is wrong with options that are not ``KEY VALUE`` pairs."""
+    for word in opts[::2]:
+        if str(word).startswith("--"):
+            raise UsageError(f"{word} comes after KEY VALUE pairs; options belong before the first")
+        if "=" in str(word):
+            key, _, value = word.partition("=")
+            raise UsageError(f"{word!r} is one word; write it as two: {key} {value}")
+    if len(opts) % 2:
+        late = f"; {opts[-2]} belongs before them" if str(opts[-2:][0]).startswith("--") else ""
+        raise UsageError(f"{opts[-1]!r} has no value: options are KEY VALUE pairs{late}")
 
 
 def _today(loaded: Any) -> CfgNode:
@@ -173,6 +204,10 @@ def _merge(cfg: CfgNode, source: str, merge: Callable[[], None]) -> None:
         if unknown := re.search(r"Non-existent (?:config )?key: (\S+)", message):
             *path, key = unknown[1].split(".")
             message += did_you_mean(key, _keys(cfg, path))
+        if tuple_given := re.search(
+            r"'tuple'> vs. <class 'str'>\) with values .* vs. (\S+)\)", message
+        ):
+            message += f"; write it as \"('{tuple_given[1]}',)\""
         raise UsageError(f"cannot read the config from {source}: {message}") from error
 
 

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
 from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
@@ -18,11 +19,14 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
+from ..checkpoint.vocabulary import from_text
 from ..errors import UsageError
+from ..log import logger
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
 from .launch import ddp
 from .monitor import NonLocalMonitor
+from .own_data import check_same_classes, dataset_names, describe
 from .trainer import log_start
 
 
@@ -68,7 +72,8 @@ def evaluate_weights(
         trust=trust_checkpoint,
         allow_missing=allow_missing,
     )
-    checkpointer.load(cfg.train.init_checkpoint)
+    content = checkpointer.load(cfg.train.init_checkpoint)
+    check_same_classes(from_text(content.get("vocabulary")), dataset_names(cfg, "test"))
     log_start(checkpointer, cfg.train.init_checkpoint, cfg.train.device, False)
     return evaluate(cfg, model)
 
@@ -98,9 +103,13 @@ def train(
     model = ddp(model, cfg.train.device, **options.ddp)
     loop = AMPTrainer if options.amp.enabled else SimpleTrainer
     trainer = loop(model, instantiate(cfg.dataloader.train), optimizer)
+    trained_on = dataset_names(cfg, "train")
+    for name in dict.fromkeys((*trained_on, *dataset_names(cfg, "test"))):
+        logger.info(describe(MetadataCatalog.get(name)))
     checkpointer = NonLocalCheckpointer(
         model,
         options.output_dir,
+        metadata=MetadataCatalog.get(trained_on[0]) if trained_on else None,
         trust=trust_checkpoint,
         allow_missing=allow_missing,
         trainer=trainer,

@@ -8,6 +8,7 @@ from collections import OrderedDict
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -16,11 +17,13 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
+from ..checkpoint.vocabulary import from_text
 from ..evaluation import build_evaluator
 from ..log import logger
 from ..solver import build_optimizer
 from .launch import ddp
 from .monitor import NonLocalMonitor
+from .own_data import check_same_classes, describe
 
 
 class Trainer(DefaultTrainer):
@@ -51,6 +54,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             cfg=cfg,
+            metadata=MetadataCatalog.get(cfg.DATASETS.TRAIN[0]),
             safetensors=cfg.SOLVER.CHECKPOINT_SAFETENSORS,
             trainer=weakref.proxy(self),
             trust=trust_checkpoint,
@@ -58,6 +62,8 @@ class Trainer(DefaultTrainer):
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
         self.register_hooks(self.build_hooks())
+        for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+            logger.info(describe(MetadataCatalog.get(name)))
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -109,7 +115,8 @@ class Trainer(DefaultTrainer):
             trust=trust_checkpoint,
             allow_missing=allow_missing,
         )
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        content = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        check_same_classes(from_text(content.get("vocabulary")), cfg.DATASETS.TEST)
         log_start(checkpointer, cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, resume)
         results = cls.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:

@@ -85,6 +85,15 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(found, task, class_names=names)
 
+    def _derive_coco_results(
+        self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        # Figures by class are in the order of the annotations' ids, which of a dataset that was
+        # matched by name is not that of the model's classes.
+        truth = self._coco_api
+        names = [truth.cats[category]["name"] for category in sorted(truth.getCatIds())]
+        return super()._derive_coco_results(coco_eval, iou_type, names if class_names else None)
+
     def _to_category_ids(self, results: list[dict]) -> None:
         """Gives results the dataset's ids of categories in the place of class indices."""
         ids = self._metadata.get("thing_dataset_id_to_contiguous_id")

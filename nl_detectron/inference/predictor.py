@@ -19,6 +19,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer, read_config
+from ..checkpoint.vocabulary import from_text
 from ..engine.config import cfg_from_text, load_cfg
 from ..errors import UsageError, did_you_mean
 from ..structures import Attention
@@ -104,13 +105,13 @@ class Predictor:
         cfg.MODEL.WEIGHTS = ""  # not loaded by DefaultPredictor, which unpickles
         cfg.freeze()
         self.cfg = cfg
-        self.metadata = _metadata(cfg)
-        self.class_names: list[str] = self.metadata.thing_classes
-        self.kept = _class_indices(classes, self.class_names) if classes else None
         built = DefaultPredictor(cfg)
         self._resize = built.aug
         self.model: nn.Module = built.model
-        NonLocalCheckpointer(self.model, complete=True, trust=trust).load(weights)
+        content = NonLocalCheckpointer(self.model, complete=True, trust=trust).load(weights)
+        self.metadata = _metadata(cfg, from_text(content.get("vocabulary")))
+        self.class_names: list[str] = self.metadata.thing_classes
+        self.kept = _class_indices(classes, self.class_names) if classes else None
         self._dtype = DTYPES[dtype]
         self._workers = min(torch.get_num_threads(), MAX_WORKERS)
         optimize_for_inference(self.model, self._dtype)
@@ -231,8 +232,8 @@ class Predictor:
     def to_coco(self, instances: Instances, image_id: int = 1) -> list[dict]:
         """Instances as results in COCO's format, which pycocotools' ``loadRes`` takes.
 
-        Category ids are those of the dataset where its annotations have been loaded (as they are
-        for COCO itself), elsewhere class index + 1.
+        Category ids are those of the dataset that the model was trained on, which are kept with
+        the weights; of older weights class index + 1, unless their dataset is loaded.
         """
         results = instances_to_coco_json(copy.deepcopy(instances), image_id)  # it moves keypoints
         ids = self.metadata.get("thing_dataset_id_to_contiguous_id", {})
@@ -314,14 +315,23 @@ def _load_cfg(config: str | Path | None, weights: str, opts: Sequence[str], trus
     return cfg_from_text(text, opts, source=f"config of {Path(weights).name}", trust=trust)
 
 
-def _metadata(cfg: CfgNode) -> Metadata:
-    """The metadata of the config's dataset, with a name for each of the model's classes."""
+def _metadata(cfg: CfgNode, vocabulary: dict[str, Any]) -> Metadata:
+    """Metadata with a name for each of the model's classes.
+
+    Args:
+        vocabulary: what the weights' file says of itself. What it does not say is that of the
+            config's dataset, if it is known here.
+    """
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     known = MetadataCatalog.get(names[0]).as_dict() if names else {}
     node = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
-    classes = list(known.get("thing_classes", []))[: cfg.MODEL[node].NUM_CLASSES]
-    # A dataset that only the training script registers is not known here.
-    classes += [f"class {i}" for i in range(len(classes), cfg.MODEL[node].NUM_CLASSES)]
+    num_classes = cfg.MODEL[node].NUM_CLASSES
+    if len(vocabulary.get("thing_classes", ())) == num_classes:
+        known = known | vocabulary
+    elif len(cfg.DATASETS.CLASSES) == num_classes:
+        known = known | {"thing_classes": cfg.DATASETS.CLASSES}
+    classes = list(known.get("thing_classes", []))[:num_classes]
+    classes += [f"class {i}" for i in range(len(classes), num_classes)]
     return Metadata(**{**known, "thing_classes": classes})
 
 

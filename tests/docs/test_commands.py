@@ -1,7 +1,8 @@
 """Each command and each Python example of the pages runs, or says why it is not run.
 
 A comment before a block is for these tests: ``not run: REASON``, or ``test: short`` for what takes
-minutes, which is then given fewer iterations, and fewer or smaller images.
+minutes, which is then given fewer iterations, and fewer or smaller images; ``test: own`` is that
+of what names its own images.
 """
 
 import itertools
@@ -31,14 +32,23 @@ SHORT = {
     """DATASETS.TRAIN '("shapes_tiny",)' DATASETS.TEST '("shapes_tiny",)'""",
     "analyze_model.py": "--size 128 160 MODEL.RPN.POST_NMS_TOPK_TEST 10",
 }
+SHORT_OWN = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2"
 # What the blocks that are run in a shell leave, by words of theirs
 WRITTEN = {
-    "predict.py": ("predictions/photo.jpg", "predictions/clip.mp4", "predictions/one.webp.jpg"),
+    "predict.py --weights output/demo": (
+        "predictions/photo.jpg",
+        "predictions/clip.mp4",
+        "predictions/one.webp.jpg",
+    ),
     "visualize_attention.py": ("attention/000007.png",),
-    "report.py": ("output/demo/people/report.html",),
+    "report.py output/demo": ("output/demo/people/report.html",),
     "convert_checkpoint.py": ("r50.safetensors",),
     "mask_rcnn_shapes_nl.yaml \\\n    OUTPUT_DIR": ("output/shapes/model_final.pth",),
-    "--eval-only": ("output/shapes/inference/coco_instances_results.json",),
+    "--eval-only MODEL.WEIGHTS output/demo": (
+        "output/shapes/inference/coco_instances_results.json",
+    ),
+    "--dataset my_train": ("output/mine/model_final.pth",),
+    "report.py output/mine": ("output/mine/report.html",),
 }
 # The same command may stand on several pages.
 SCRIPTS = {block.text: block for block in reversed(all_blocks("bash"))}
@@ -65,17 +75,36 @@ def workspace(weights, tmp_path_factory) -> Path:
         write_run(run, f"{kind}_tiny", truth[kind])
     (folder / "my").mkdir()
     (folder / "my/images").symlink_to(truth["shapes"].parent / "images")
+    own = []
     for split in ("train", "val"):
         (folder / f"my/{split}.json").symlink_to(truth["shapes"])
+        own.append([f"my_{split}", str(folder / f"my/{split}.json"), str(folder / "my/images")])
+    write_other_formats(folder / "my", truth["shapes"])
+    run = folder / "output/mine"
+    run.mkdir()
+    (run / "model_final.pth").symlink_to(weights["shapes"])
+    write_run(run, "my_val", truth["shapes"], OWN=own, TRAIN=("my_train",))
     write_pictures(folder)
     torch.save(torchvision.models.resnet50(weights=None).state_dict(), folder / "resnet50.pth")
     return folder
 
 
-def write_run(run: Path, dataset: str, json_file: Path) -> None:
-    """What a training leaves beside its weights."""
+def write_other_formats(folder: Path, json_file: Path) -> None:
+    """The same set as YOLO, Pascal VOC and labelme have it."""
+    supervision = pytest.importorskip("supervision", reason="needs supervision, of the extra dev")
+    images = str(folder / "images")
+    read = supervision.DetectionDataset.from_coco(images, str(json_file), force_masks=True)
+    read.as_yolo(
+        str(folder / "yolo/images"), str(folder / "yolo/labels"), str(folder / "yolo/data.yaml")
+    )
+    read.as_pascal_voc(str(folder / "voc/images"), str(folder / "voc/labels"))
+    read.as_labelme(str(folder / "labelme/images"), str(folder / "labelme/labels"))
+
+
+def write_run(run: Path, dataset: str, json_file: Path, **datasets: object) -> None:
+    """What a training leaves beside its weights, with these keys of DATASETS."""
     cfg = yaml.safe_load((run / "model_final.pth").resolve().with_name("config.yaml").read_text())
-    cfg["DATASETS"]["TEST"] = (dataset,)
+    cfg["DATASETS"] |= {"TEST": (dataset,), **datasets}
     (run / "config.yaml").write_text(CfgNode(cfg).dump())
     lines = [{"iteration": i, "total_loss": 3 - 0.1 * i, "lr": 0.001} for i in range(0, 20, 5)]
     (run / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -103,9 +132,9 @@ def test_each_block_has_a_language_and_each_exemption_a_reason():
     for block in itertools.chain.from_iterable(map(blocks, PAGES)):
         assert block.language in ("bash", "python", "yaml", "text", "bibtex"), block.where
         if block.note:
-            assert block.note == "test: short" or len(block.note) > len("not run: because"), (
-                block.where
-            )
+            assert block.note in ("test: short", "test: own") or len(block.note) > len(
+                "not run: because"
+            ), block.where
 
 
 @pytest.mark.slow
@@ -115,6 +144,8 @@ def test_commands_run(block, workspace):
     if block.note == "test: short":
         [options] = [options for name, options in SHORT.items() if name in script]
         script += f" {options}"
+    if block.note == "test: own" and "train_net.py" in script and "--eval-only" not in script:
+        script += f" {SHORT_OWN}"
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -50,6 +50,12 @@ def test_the_table_of_the_solver_has_all_new_keys_and_their_defaults(cfg):
     assert dict(table("docs/train.md", "Keys of SOLVER")) == {key: cfg.SOLVER[key] for key in new}
 
 
+def test_the_table_of_datasets_has_all_new_keys_and_their_defaults(cfg):
+    new = set(cfg.DATASETS) - set(get_cfg().DATASETS)
+    found = dict(table("docs/own-data.md", "Keys of DATASETS"))
+    assert found == {key: cfg.DATASETS[key] for key in new}
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_the_recipe_is_that_of_the_quick_schedules(name):
     [block] = [block for block in blocks("docs/training-blocks.md") if block.language == "yaml"]

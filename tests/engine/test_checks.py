@@ -12,6 +12,8 @@ from .conftest import needs_two_cores
 MASK = str(CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml")
 KEYPOINT = str(CONFIGS / "COCO-Keypoints/keypoint_rcnn_R_50_FPN_nl_1x.yaml")
 COCO = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+MANY = [{"id": i, "name": f"class {i}"} for i in range(81)]
+ONE_CLASS = ("MODEL.ROI_HEADS.NUM_CLASSES", "1")
 PERSON = {**COCO, "categories": [{"id": 1, "name": "person", "keypoints": ["nose"]}]}
 
 
@@ -40,7 +42,7 @@ def test_options_come_after_the_file():
 
 def test_a_config_that_can_work(dataset):
     name = dataset(COCO)
-    check("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)")
+    check(*ONE_CLASS, "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_a_config_that_can_work(dataset):
             "command line: .*MODEL.NON_LOCAL.PAIRWIZE; did you mean PAIRWISE",
         ),
         (("MODEL.NON_LOCAL.SUB_SAMPLE", "7.5"), "command line: .*SUB_SAMPLE"),
-        (("SOLVER.MAX_ITER",), "command line: .*odd length"),
+        (("SOLVER.MAX_ITER",), "'SOLVER.MAX_ITER' has no value"),
         (("MODEL.NON_LOCAL.PAIRWISE", "gausian"), "embedded_gaussian.*'gausian'"),
         (("MODEL.NON_LOCAL.NORM", "FrozenBN"), "FrozenBN.*zero start"),
         (("MODEL.NON_LOCAL.NORM", "XN"), "MODEL.NON_LOCAL: norm='XN'.*GN"),
@@ -122,13 +124,74 @@ def test_nothing_to_evaluate_on():
         ({"images": [], "categories": []}, "no list of objects 'annotations'"),
         ({"images": [], "annotations": [], "categories": {}}, "no list of objects 'categories'"),
         ({**COCO, "categories": ["person"]}, "no list of objects 'categories'"),
-        ({**COCO, "categories": [{}] * 81}, "81 categories .* 80 classes.*NUM_CLASSES 81"),
+        ({**COCO, "categories": MANY}, "81 categories .* 80 classes.*NUM_CLASSES 81"),
     ],
 )
 def test_annotation_files(content, message, dataset):
     name = dataset(content)
     with pytest.raises(UsageError, match=message):
         check("DATASETS.TRAIN", f"('{name}',)")
+
+
+THREE = [{"id": i, "name": name} for i, name in enumerate(("pear", "fig", "plum"), start=1)]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (THREE[:2], "'two' has 2 categories but the model 3 classes"),
+        (
+            [c | {"id": 5 - c["id"]} for c in THREE],
+            "'one' and 'two' have different categories: pear, fig, plum and plum, fig, pear",
+        ),
+    ],
+)
+def test_classes_that_mean_something_else_in_the_other_set(other, message, dataset):
+    three = ("MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.NUM_CLASSES", "3")
+    train = dataset(COCO | {"categories": THREE}, "one")
+    test = dataset(COCO | {"categories": other}, "two")
+    with pytest.raises(UsageError, match=message):
+        check(*three, "DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)")
+
+
+def test_more_classes_than_categories(dataset):
+    name = dataset(COCO | {"categories": THREE})
+    four = ("MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.NUM_CLASSES", "4")
+    with pytest.raises(UsageError, match="3 categories but the model 4 classes.*NUM_CLASSES 3"):
+        check(*four, "DATASETS.TRAIN", f"('{name}',)")
+
+
+def test_own_data_in_the_place_of_coco(tmp_path, dataset):
+    name = dataset(COCO)
+    json_file = MetadataCatalog.get(name).json_file
+    MetadataCatalog.pop(name)
+    coco = MetadataCatalog.get("coco_2017_val").thing_classes
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=str(tmp_path), evaluator_type="coco", thing_classes=coco
+    )
+    with pytest.raises(UsageError, match="categories of .* are thing, not person, bicycle.*own"):
+        check("MODEL.WEIGHTS", "", "DATASETS.TEST", f"('{name}',)", eval_only=True)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "'test_dataset' has no keypoint_names in its metadata"),
+        ({"keypoint_names": ["tl", "tr"]}, "'test_dataset' has no keypoint_flip_map"),
+        ({"keypoint_names": ["tl"], "keypoint_flip_map": []}, "1 keypoint_names.*NUM_KEYPOINTS 2"),
+        (
+            {"keypoint_names": ["tl", "tr"], "keypoint_flip_map": [("tl", "tR")]},
+            "names 'tR'; did you mean tr.*keypoint_names are tl, tr",
+        ),
+    ],
+)
+def test_metadata_of_keypoints_is_complete(metadata, message, dataset):
+    corners = [{"id": 1, "name": "board", "keypoints": ["tl", "tr"]}]
+    name = dataset(COCO | {"categories": corners})
+    MetadataCatalog.get(name).set(**metadata)
+    opts = ("MODEL.WEIGHTS", "", "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "2")
+    with pytest.raises(UsageError, match=message):
+        check(*opts, "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()", config=KEYPOINT)
 
 
 def test_keypoints_that_do_not_fit(dataset):
@@ -174,7 +237,7 @@ def test_detectron2s_own_configs_are_read():
 
 def test_a_test_set_needs_no_annotations(dataset):
     name = dataset({"images": [], "categories": COCO["categories"]})
-    test = ("MODEL.WEIGHTS", "", "DATASETS.TEST", f"('{name}',)")
+    test = ("MODEL.WEIGHTS", "", *ONE_CLASS, "DATASETS.TEST", f"('{name}',)")
     check(*test, eval_only=True)
     with pytest.raises(UsageError, match="no list of objects 'annotations'"):
         check(*test, "DATASETS.TRAIN", f"('{name}',)")
@@ -192,7 +255,7 @@ def test_an_evaluator_is_known_before_training(dataset):
 def test_weights_are_not_needed_to_resume(dataset, tmp_path):
     name = dataset(COCO)
     datasets = ("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()", "OUTPUT_DIR", "out")
-    arguments = ("MODEL.WEIGHTS", "nowhere.pth", *datasets)
+    arguments = ("MODEL.WEIGHTS", "nowhere.pth", *ONE_CLASS, *datasets)
     with pytest.raises(UsageError, match="nowhere.pth does not exist"):
         check(*arguments, resume=True)
     (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
