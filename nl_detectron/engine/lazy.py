@@ -1,9 +1,11 @@
 """Training and evaluation of LazyConfigs, as Detectron2's tools/lazyconfig_train_net.py does."""
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from detectron2.config import instantiate
+from detectron2.data import DatasetMapper
 from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
@@ -14,10 +16,12 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
+from ..data.mapper import ImageMapper
 from ..errors import UsageError
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
@@ -46,7 +50,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> OrderedDict:
     """Evaluates a model on ``dataloader.test`` and logs the figures, for copying into a table."""
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    loader, evaluator = _loader(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
@@ -97,7 +101,7 @@ def train(
     optimizer = instantiate(cfg.optimizer)
     model = ddp(model, cfg.train.device, **options.ddp)
     loop = AMPTrainer if options.amp.enabled else SimpleTrainer
-    trainer = loop(model, instantiate(cfg.dataloader.train), optimizer)
+    trainer = loop(model, _loader(cfg.dataloader.train), optimizer)
     checkpointer = NonLocalCheckpointer(
         model,
         options.output_dir,
@@ -128,6 +132,15 @@ def train(
     log_start(checkpointer, options.init_checkpoint, options.device, resume, start)
     trainer.train(start, options.max_iter)
     return trainer
+
+
+def _loader(node: DictConfig) -> Iterable[list[dict]]:
+    """The loader of a config's node, with our reader of images where Detectron2's mapper stands."""
+    target = OmegaConf.select(node, "mapper._target_")
+    if (locate(target) if isinstance(target, str) else target) is DatasetMapper:
+        node = copy.deepcopy(node)
+        node.mapper._target_ = ImageMapper
+    return instantiate(node)
 
 
 def _build(cfg: DictConfig) -> nn.Module:

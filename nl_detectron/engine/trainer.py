@@ -4,10 +4,12 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -16,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
+from ..data.mapper import ImageMapper
 from ..evaluation import build_evaluator
 from ..log import logger
 from ..solver import build_optimizer
@@ -79,6 +82,15 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
+        return build_detection_train_loader(cfg, mapper=ImageMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
+        mapper = ImageMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(

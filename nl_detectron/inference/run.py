@@ -15,13 +15,14 @@ import torch
 from detectron2.structures import Instances
 from tqdm import tqdm
 
+from ..data.images import ImageError
 from ..engine.checks import check_output_dir
 from ..errors import UsageError
 from ..files import write_image
 from ..visualization import draw_attention, draw_attention_sheet, draw_instances
 from .ahead import ahead
 from .attention import check_has_blocks
-from .images import ImageError, Input
+from .images import Input
 from .predictor import Predictor
 from .video import Tracker, VideoReader, VideoWriter, load_tracker
 

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from detectron2.structures import Instances
 
+from ..data.images import ImageError
 from ..errors import UsageError
-from .images import ImageError
 
 CODECS = ("avc1", "mp4v")  # H.264, where OpenCV has an encoder for it, plays in more places
 
