@@ -19,8 +19,9 @@ from ..errors import UsageError, did_you_mean
 from ..log import logger
 from ..model_zoo import get_config_file
 
-# What Detectron2's default_setup reads from `train` although configs/common/train.py lacks it
-OPTIONAL_TRAIN_KEYS = ("seed", "cudnn_benchmark", "float32_precision")
+# What Detectron2's default_setup, or our train(), reads from `train` although
+# configs/common/train.py lacks it
+OPTIONAL_TRAIN_KEYS = ("seed", "cudnn_benchmark", "float32_precision", "accumulate", "model_ema")
 
 
 def load_cfg(
