@@ -56,10 +56,11 @@ def read_image(file: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     try:
         with _open(path) as image:
             _check_size(path, *image.size, max_pixels)
-            if image.format == "PNG":
-                with _open(path) as checked:  # which is of no use afterwards
-                    checked.verify()  # checksums, at which decoding does not look
-            return _to_bgr(image)
+            pixels = _to_bgr(image)
+        if image.format == "PNG":
+            with _open(path) as checked:
+                checked.verify()  # checksums, at which decoding does not look
+        return pixels
     except Image.DecompressionBombError:
         raise ImageError(_too_large(path, "", max_pixels)) from None
     except UnidentifiedImageError:
