@@ -9,6 +9,7 @@ import torch
 from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import read_image as detectron2s
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from nl_detectron import Predictor
@@ -161,3 +162,26 @@ def test_an_image_of_another_size_than_its_record_is_refused(files):
     record = {"file_name": str(files["rgb.png"]), "width": 24, "height": 32}
     with pytest.raises(ImageError, match=r"rgb.png: Mismatched .* got \(32, 24\), expect \(24, 32"):
         ImageMapper(base_cfg(), is_train=False)(record)
+
+
+def test_polygons_are_cropped(files):
+    """By fvcore, which cuts them with shapely."""
+    cfg = base_cfg()
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.RANDOM_FLIP, cfg.MODEL.MASK_ON = True, "none", True
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "absolute", (24, 16)
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)  # as it is
+    annotation = {
+        "bbox": [2.0, 4.0, 28.0, 16.0],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "segmentation": [[2.0, 4.0, 30.0, 4.0, 30.0, 20.0, 2.0, 20.0]],
+    }
+    record = {"file_name": str(files["rgb.png"]), "annotations": [annotation]}
+    mapped = ImageMapper(cfg, is_train=True)(record)
+    assert mapped["image"].shape == (3, 24, 16)
+    instances = mapped["instances"]
+    [[polygon]] = instances.gt_masks.polygons
+    x0, y0, x1, y1 = instances.gt_boxes.tensor[0].tolist()
+    assert (polygon[::2].min(), polygon[1::2].min()) == (x0, y0)
+    assert (polygon[::2].max(), polygon[1::2].max()) == (x1, y1)
+    assert 0 <= x0 < x1 <= 16 and (y0, y1) == (4, 20)
