@@ -43,6 +43,12 @@ def add_non_local_config(cfg: CfgNode) -> None:
 
     # "SGD", as Detectron2 trains, or "AdamW", which trains small models from scratch faster
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Parts that each batch of IMS_PER_BATCH images is taken in, one after another, for one step of
+    # the optimizer: the memory of IMS_PER_BATCH / ACCUMULATE images. An iteration stays a step.
+    cfg.SOLVER.ACCUMULATE = 1
+    # The IMS_PER_BATCH that BASE_LR is meant for. With another one the learning rate is
+    # BASE_LR * IMS_PER_BATCH / REFERENCE_IMS_PER_BATCH. 0: it is BASE_LR.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
     # Save the weights of each checkpoint as .safetensors, too, beside the .pth that --resume needs
     cfg.SOLVER.CHECKPOINT_SAFETENSORS = False
     # Factor on the learning rate of the layers of the pairwise function f in each non-local block:
@@ -50,6 +56,13 @@ def add_non_local_config(cfg: CfgNode) -> None:
     cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR = 1.0
     # The same of the block's other layers: g, out and norm
     cfg.SOLVER.NON_LOCAL_OTHERS_LR_FACTOR = 1.0
+
+    # Average the weights over the iterations (EMA). What is evaluated, and what checkpoints hold as
+    # the model, are then the averaged weights; --resume goes on from the trained ones.
+    cfg.MODEL_EMA = CfgNode()
+    cfg.MODEL_EMA.ENABLED = False
+    # Weight of what has been averaged so far in each iteration; less in the first ones
+    cfg.MODEL_EMA.DECAY = 0.999
 
 
 def block_options(node: CfgNode) -> BlockOptions:

@@ -11,6 +11,7 @@ from torch import nn
 
 from .layers import non_local_blocks
 from .layers.names import within_block
+from .log import logger
 
 OPTIMIZERS = ("SGD", "AdamW")
 PAIRWISE_LAYERS = ("theta", "phi", "w_f")  # of the pairwise function f in a NonLocalBlock
@@ -22,11 +23,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     ``SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR`` multiplies the learning rate of the layers of f in each
     :class:`NonLocalBlock` (theta, phi and w_f), ``SOLVER.NON_LOCAL_OTHERS_LR_FACTOR`` that of
     its others (g, out and norm). Where both are 1, the optimizer is the one without them.
+    ``SOLVER.REFERENCE_IMS_PER_BATCH``, unless 0, scales all learning rates to the batch.
 
     Raises:
         ValueError: if ``SOLVER.OPTIMIZER`` is not one of :data:`OPTIMIZERS`, or a factor negative.
     """
     check_lr_factors(cfg)
+    cfg = _scaled_to_batch(cfg)
     build = build_sgd if cfg.SOLVER.OPTIMIZER == "SGD" else _build_adamw
     optimizer = build(cfg, model)
     _scale_learning_rates(optimizer, _non_local_lr_factors(cfg, model))
@@ -56,6 +59,21 @@ def non_local_lr_factor(name: str, *, pairwise: float = 1.0, others: float = 1.0
     if layer is None:
         return 1.0
     return _factor(layer, pairwise, others)
+
+
+def _scaled_to_batch(cfg: CfgNode) -> CfgNode:
+    """The config with BASE_LR in proportion to the batch, where it says of which one it is."""
+    reference, batch = cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH
+    if reference == 0:
+        return cfg
+    scaled = cfg.clone()
+    scaled.defrost()
+    scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR * batch / reference
+    logger.info(
+        f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g} of {reference} images is "
+        f"{scaled.SOLVER.BASE_LR:g} for SOLVER.IMS_PER_BATCH {batch}"
+    )
+    return scaled
 
 
 def _factor(name: str, pairwise: float, others: float) -> float:

@@ -25,6 +25,7 @@ from ..modeling.backbone import check_placement
 from ..modeling.keypoint_head import check_keypoint_head_placement
 from ..solver import OPTIMIZERS, check_lr_factors
 from .launch import num_cpu_cores
+from .solver_checks import check_lazy_solver, check_solver
 
 # Metadata of Detectron2's datasets that names files or folders which must be there
 DATASET_PATHS = (
@@ -87,6 +88,8 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
         UsageError: naming the value that cannot work and what to do.
     """
     train = cfg.train
+    if not eval_only:
+        check_lazy_solver(cfg)
     check_output_dir("train.output_dir", train.output_dir)
     check_weights("train.init_checkpoint", train.init_checkpoint, train.output_dir, resume=resume)
     for loader in ("test",) if eval_only else ("train", "test"):
@@ -122,12 +125,8 @@ def _check_device(cfg: CfgNode, eval_only: bool, num_gpus: int, num_machines: in
             f"num_gpus {num_gpus}: this machine has {available} {unit}; use 1 to {available}",
             arguments=["num_gpus"],
         )
-    processes = num_gpus * num_machines
-    if not eval_only and cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise UsageError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared out evenly among "
-            f"{processes} processes"
-        )
+    if not eval_only:
+        check_solver(cfg, processes=num_gpus * num_machines)
 
 
 def check_model(cfg: CfgNode) -> None:
@@ -137,6 +136,7 @@ def check_model(cfg: CfgNode) -> None:
         UsageError: naming the value that cannot work and the allowed ones.
     """
     head = cfg.MODEL.ROI_KEYPOINT_HEAD
+    _check_channels(cfg)
     for key, registry, name in (
         ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
         ("MODEL.ROI_KEYPOINT_HEAD.NAME", ROI_KEYPOINT_HEAD_REGISTRY, head.NAME),
@@ -169,6 +169,21 @@ def check_model(cfg: CfgNode) -> None:
             raise UsageError(
                 f"TEST.KEYPOINT_OKS_SIGMAS has {num_sigmas} values for "
                 f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {head.NUM_KEYPOINTS}; give one for each"
+            )
+
+
+def _check_channels(cfg: CfgNode) -> None:
+    allowed = {"BGR": 3, "RGB": 3, "L": 1}
+    channels = allowed.get(cfg.INPUT.FORMAT)
+    if channels is None:
+        raise UsageError(
+            f"INPUT.FORMAT must be one of {', '.join(allowed)}, got {cfg.INPUT.FORMAT!r}"
+        )
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(cfg.MODEL[key]) != channels:
+            raise UsageError(
+                f"MODEL.{key} {list(cfg.MODEL[key])} must have {channels} values, one for each "
+                f"channel of INPUT.FORMAT {cfg.INPUT.FORMAT}"
             )
 
 

@@ -20,8 +20,9 @@ from ..log import logger
 from ..model_zoo import get_config_file
 from .own_data import follow_datasets, follow_datasets_lazily
 
-# What Detectron2's default_setup reads from `train` although configs/common/train.py lacks it
-OPTIONAL_TRAIN_KEYS = ("seed", "cudnn_benchmark", "float32_precision")
+# What Detectron2's default_setup, or our train(), reads from `train` although
+# configs/common/train.py lacks it
+OPTIONAL_TRAIN_KEYS = ("seed", "cudnn_benchmark", "float32_precision", "accumulate", "model_ema")
 
 
 def load_cfg(

@@ -1,30 +1,30 @@
 """Training and evaluation of LazyConfigs, as Detectron2's tools/lazyconfig_train_net.py does."""
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
-from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
-    default_writers,
-    hooks,
-)
+from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.engine import default_writers, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text
+from ..data.mapper import ImageMapper
 from ..errors import UsageError
 from ..log import logger
+from .averaging import WeightAveraging
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
 from .launch import ddp
+from .loop import build_loop, usage_errors_unlogged
 from .monitor import NonLocalMonitor
 from .own_data import check_same_classes, dataset_names, describe
 from .trainer import log_start
@@ -50,7 +50,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> OrderedDict:
     """Evaluates a model on ``dataloader.test`` and logs the figures, for copying into a table."""
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    loader, evaluator = _loader(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
@@ -101,8 +101,14 @@ def train(
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     model = ddp(model, cfg.train.device, **options.ddp)
-    loop = AMPTrainer if options.amp.enabled else SimpleTrainer
-    trainer = loop(model, instantiate(cfg.dataloader.train), optimizer)
+    accumulate = options.get("accumulate", 1)
+    trainer = build_loop(
+        model,
+        _loader(cfg.dataloader.train, parts=accumulate),
+        optimizer,
+        amp=options.amp.enabled,
+        accumulate=accumulate,
+    )
     trained_on = dataset_names(cfg, "train")
     for name in dict.fromkeys((*trained_on, *dataset_names(cfg, "test"))):
         logger.info(describe(MetadataCatalog.get(name)))
@@ -115,8 +121,12 @@ def train(
         trainer=trainer,
     )
 
+    averaging = None
+    if OmegaConf.select(options, "model_ema.enabled"):
+        averaging = WeightAveraging(model, decay=options.model_ema.get("decay", 0.999))
     trainer.register_hooks(
         [
+            averaging,
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             NonLocalMonitor(model),
@@ -130,13 +140,33 @@ def train(
     if comm.is_main_process():
         writers = default_writers(options.output_dir, options.max_iter)
         trainer.register_hooks([hooks.PeriodicWriter(writers, period=options.log_period)])
+    if averaging is not None:  # around all that evaluates and saves
+        trainer.register_hooks([averaging.last()])
 
     checkpointer.resume_or_load(options.init_checkpoint, resume=resume)
     resumed = resume and checkpointer.has_checkpoint()
     start = trainer.iter + 1 if resumed else 0  # a checkpoint holds the last iteration done
-    log_start(checkpointer, options.init_checkpoint, options.device, resume, start)
-    trainer.train(start, options.max_iter)
+    log_start(
+        checkpointer, options.init_checkpoint, options.device, resume, start, options.max_iter
+    )
+    with usage_errors_unlogged():
+        trainer.train(start, options.max_iter)
     return trainer
+
+
+def _loader(node: DictConfig, *, parts: int = 1) -> Iterable[list[dict]]:
+    """The loader of a config's node, with our reader of images where Detectron2's mapper stands.
+
+    Args:
+        parts: that each of its batches is given in.
+    """
+    node = copy.deepcopy(node)
+    target = OmegaConf.select(node, "mapper._target_")
+    if (locate(target) if isinstance(target, str) else target) is DatasetMapper:
+        node.mapper._target_ = ImageMapper
+    if parts > 1:
+        node.total_batch_size //= parts
+    return instantiate(node)
 
 
 def _build(cfg: DictConfig) -> nn.Module:

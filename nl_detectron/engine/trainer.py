@@ -4,12 +4,17 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -18,10 +23,13 @@ from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text
+from ..data.mapper import ImageMapper
 from ..evaluation import build_evaluator
 from ..log import logger
 from ..solver import build_optimizer
+from .averaging import WeightAveraging
 from .launch import ddp
+from .loop import build_loop, usage_errors_unlogged
 from .monitor import NonLocalMonitor
 from .own_data import check_same_classes, describe
 
@@ -47,8 +55,13 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = ddp(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
-        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = loop(model, data_loader, optimizer)
+        self._trainer = build_loop(
+            model,
+            data_loader,
+            optimizer,
+            amp=cfg.SOLVER.AMP.ENABLED,
+            accumulate=cfg.SOLVER.ACCUMULATE,
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = NonLocalCheckpointer(
             model,
@@ -73,18 +86,42 @@ class Trainer(DefaultTrainer):
             self.cfg.MODEL.DEVICE,
             resume,
             self.start_iter,
+            self.max_iter,
         )
+
+    def train(self) -> OrderedDict | None:
+        with usage_errors_unlogged():
+            return super().train()
 
     def build_hooks(self) -> list[hooks.HookBase]:
         ret = super().build_hooks()
         ret.insert(0, NonLocalMonitor(self.model))  # before the hook that writes what it found
         if self.cfg.TEST.AUG.ENABLED:
             ret.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
+        if self.cfg.MODEL_EMA.ENABLED:  # around all that evaluates and saves
+            averaging = WeightAveraging(self.model, decay=self.cfg.MODEL_EMA.DECAY)
+            ret = [averaging, *ret, averaging.last()]
         return ret
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
+        return build_detection_train_loader(
+            cfg,
+            mapper=ImageMapper(cfg, is_train=True),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
+        images_only = cfg.clone()
+        images_only.defrost()
+        images_only.MODEL.KEYPOINT_ON = False  # whose flips are those of a training set
+        mapper = ImageMapper(images_only, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(
@@ -140,8 +177,18 @@ def log_start(
     device: str,
     resume: bool,
     iteration: int | None = None,
+    max_iter: int | None = None,
 ) -> None:
-    """Logs which weights a run starts from, on what device and, in training, at which iteration."""
+    """Logs which weights a run starts from, on what device and, in training, at which iteration.
+
+    Where the training has reached its last iteration already, a line says so.
+    """
+    if iteration is not None and max_iter is not None and iteration >= max_iter:
+        logger.warning(
+            f"Nothing is left to train: {iteration} iterations are done, and the config asks for "
+            f"{max_iter}. What it asks to evaluate at the end is evaluated; to train on, raise "
+            "SOLVER.MAX_ITER (train.max_iter in a LazyConfig)"
+        )
     where = f" on {device}" + ("" if iteration is None else f" at iteration {iteration}")
     if resume and checkpointer.has_checkpoint():
         logger.info(f"Resumed{where} from {checkpointer.get_checkpoint_file()}")

@@ -1,5 +1,6 @@
+from ..data.images import ImageError, read_image
 from ..structures import Attention, AttentionMap
-from .images import ImageError, find_inputs, read_image
+from .images import find_inputs
 from .optimize import DTYPES, optimize_for_inference
 from .predictor import Predictor
 from .run import attention_files, predict_files

@@ -8,6 +8,7 @@ Shape shorthand in this module:
     R: detected instances, whose 14x14 grids are the maps of blocks in the keypoint head
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import UsageError
 from ..layers import NonLocalBlock, non_local_blocks
 from ..structures import Attention, AttentionMap
+
+# PyTorch numbers hooks without regard to threads.
+_registration = threading.Lock()
 
 
 def attend(
@@ -111,13 +115,23 @@ class _Trace:
 
 @contextmanager
 def _trace(model: Any) -> Iterator[_Trace]:
+    """What passes through in this thread: others may predict with the same model meanwhile."""
     trace = _Trace()
+    thread = threading.get_ident()
+
+    def hook(module: nn.Module, see: Callable[[nn.Module, tuple], None]) -> RemovableHandle:
+        def see_own(module: nn.Module, args: tuple) -> None:
+            if threading.get_ident() == thread:
+                see(module, args)
+
+        with _registration:
+            return module.register_forward_pre_hook(see_own)
 
     def hook_block(name: str, block: NonLocalBlock) -> RemovableHandle:
-        def hook(_: nn.Module, args: tuple) -> None:
+        def see_block(_: nn.Module, args: tuple) -> None:
             trace.inputs[name] = (block, args[0].detach())
 
-        return block.register_forward_pre_hook(hook)
+        return hook(block, see_block)
 
     def see_backbone(_: nn.Module, args: tuple) -> None:
         trace.padded = np.array(args[0].shape[2:])
@@ -126,18 +140,18 @@ def _trace(model: Any) -> Iterator[_Trace]:
         # Passed on to the instances that the model returns, from which some may be missing.
         args[1][0].roi = torch.arange(len(args[1][0]), device=args[0].device)
 
-    hooks = [model.backbone.register_forward_pre_hook(see_backbone)]
+    hooks = [hook(model.backbone, see_backbone)]
     for prefix, module in model.named_modules():
         if isinstance(module, NonLocalBlock):
             hooks.append(hook_block(prefix, module))
         elif isinstance(module, BaseKeypointRCNNHead):
-            hooks.append(module.register_forward_pre_hook(number_rois))
+            hooks.append(hook(module, number_rois))
             trace.roi_blocks |= {f"{prefix}.{name}" for name in non_local_blocks(module)}
     try:
         yield trace
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
 
 
 def _look(

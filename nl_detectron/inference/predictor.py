@@ -13,19 +13,20 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.engine import DefaultPredictor
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer, read_config
 from ..checkpoint.vocabulary import from_text
+from ..data.images import ImageError, read_image, to_format
 from ..engine.config import cfg_from_text, load_cfg
 from ..errors import UsageError, did_you_mean
 from ..structures import Attention
 from .ahead import Item, ahead
 from .attention import attend
-from .images import ImageError, read_image
 from .optimize import DTYPES, optimize_for_inference
 
 if TYPE_CHECKING:
@@ -102,12 +103,12 @@ class Predictor:
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = confidence_threshold
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = confidence_threshold
         cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = confidence_threshold
-        cfg.MODEL.WEIGHTS = ""  # not loaded by DefaultPredictor, which unpickles
         cfg.freeze()
         self.cfg = cfg
-        built = DefaultPredictor(cfg)
-        self._resize = built.aug
-        self.model: nn.Module = built.model
+        # Not by DefaultPredictor, which takes no models of one channel.
+        shortest = [cfg.INPUT.MIN_SIZE_TEST] * 2
+        self._resize = ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST)
+        self.model: nn.Module = build_model(cfg).eval()
         content = NonLocalCheckpointer(self.model, complete=True, trust=trust).load(weights)
         self.metadata = _metadata(cfg, from_text(content.get("vocabulary")))
         self.class_names: list[str] = self.metadata.thing_classes
@@ -263,9 +264,8 @@ class Predictor:
     def _model_input(self, image: np.ndarray) -> dict:
         """What Detectron2's models take: the resized image, and the size to predict in."""
         height, width = image.shape[:2]
+        image = to_format(image, self.cfg.INPUT.FORMAT)
         resized = self._resize.get_transform(image).apply_image(image)
-        if self.cfg.INPUT.FORMAT == "RGB":
-            resized = resized[:, :, ::-1]
         # As bytes, of which a quarter is copied to a GPU; the model makes them floats.
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width}

@@ -15,13 +15,14 @@ import torch
 from detectron2.structures import Instances
 from tqdm import tqdm
 
+from ..data.images import ImageError
 from ..engine.checks import check_output_dir
 from ..errors import UsageError
 from ..files import write_image
 from ..visualization import draw_attention, draw_attention_sheet, draw_instances
 from .ahead import ahead
 from .attention import check_has_blocks
-from .images import ImageError, Input
+from .images import Input
 from .predictor import Predictor
 from .video import Tracker, VideoReader, VideoWriter, load_tracker
 
@@ -190,13 +191,13 @@ def _predict_video(
     reader = VideoReader(item.path)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial.mp4")
-    predicted = predictor.side_by_side(predictor, reader)
+    predicted = predictor.side_by_side(lambda item: predictor(item[1]), reader.numbered())
     progress = tqdm(
         predicted, total=reader.num_frames, unit="frame", desc=item.path.name, leave=False
     )
     writer, tracker = None, None
     try:
-        for number, (frame, found) in enumerate(progress, start=1):
+        for (number, frame), found in progress:
             if writer is None:
                 writer = VideoWriter(partial, reader.fps, frame.shape[:2])
                 tracker = Tracker(frame.shape[:2]) if track else None
@@ -215,6 +216,11 @@ def _predict_video(
         if writer is not None:  # a reader gives one frame at least
             writer.close()
         os.replace(partial, file)
+        if reader.num_lost:
+            raise ImageError(
+                f"{item.path} is damaged: {reader.num_read} of "
+                f"{reader.num_read + reader.num_lost} frames could be read; {file} has those"
+            )
     finally:
         if writer is not None:
             writer.close()

@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 from detectron2.structures import Instances
 
+from ..data.images import ImageError
 from ..errors import UsageError
-from .images import ImageError
 
+# Frames in a row that cannot be read, after which a video is taken to end
+MAX_GAP = 100
 CODECS = ("avc1", "mp4v")  # H.264, where OpenCV has an encoder for it, plays in more places
 
 
@@ -20,6 +22,9 @@ class VideoReader:
     Attributes:
         fps: frames a second; 25 where the file does not say.
         num_frames: as the file says, None where it does not.
+        num_read: the frames that have been read so far.
+        num_lost: those that could not be, before others that could or, at the end, out of
+            ``num_frames``, which is an estimate in some formats: 1 % or 2 frames are not counted.
     """
 
     def __init__(self, file: Path):
@@ -38,22 +43,41 @@ class VideoReader:
         self.fps = fps if 0 < fps < 1000 else 25.0
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.num_frames = int(count) if 0 < count < 2**31 else None
+        self.num_read = self.num_lost = 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """uint8 (H, W, 3) BGR each.
+        """uint8 (H, W, 3) BGR each, without damaged ones.
 
         Raises:
             ImageError: if there is not a single frame.
         """
-        empty = True
+        for _, frame in self.numbered():
+            yield frame
+
+    def numbered(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The same, with each frame's number in the video, from 1, damaged ones counted.
+
+        Raises:
+            ImageError: if there is not a single frame.
+        """
+        gap = 0
         try:
-            while (frame := self._capture.read())[0]:
-                empty = False
-                yield frame[1]
+            while gap <= MAX_GAP:
+                is_read, frame = self._capture.read()
+                if not is_read:  # at a damaged frame as at the end
+                    gap += 1
+                    continue
+                self.num_lost += gap
+                self.num_read += 1
+                gap = 0
+                yield self.num_read + self.num_lost, frame
         finally:
             self._capture.release()
-        if empty:
+        if not self.num_read:
             raise ImageError(f"{self._file} has no frame that OpenCV can read")
+        rest = (self.num_frames or 0) - self.num_read - self.num_lost
+        if rest > max(2, (self.num_frames or 0) // 100):
+            self.num_lost += rest
 
 
 class VideoWriter:

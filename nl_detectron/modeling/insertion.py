@@ -12,6 +12,15 @@ from ..layers import BlockOptions, NonLocalBlock
 from ..layers.names import block_name
 from ..log import logger
 
+# What keeps a list of a model's parameters from the time when it was made; the last one is what
+# fully_shard makes of a module.
+WRAPPERS = (
+    "DistributedDataParallel",
+    "DataParallel",
+    "FullyShardedDataParallel",
+    "FSDPModule",
+)
+
 
 def insert_non_local(
     model: nn.Module,
@@ -40,10 +49,12 @@ def insert_non_local(
 
     Raises:
         TypeError: if one of ``changes`` is no option.
-        ValueError: if ``model`` does not have exactly one ResNet, if a place in ``after`` does not
-            exist or is taken, or if an option is out of its range. The model is then unchanged.
+        ValueError: if ``model`` does not have exactly one ResNet, is or holds a wrapper for several
+            processes or devices, if a place in ``after`` does not exist or is taken, or if an
+            option is out of its range. The model is then unchanged.
     """
     options = replace(options or BlockOptions(), **changes)
+    _check_unwrapped(model)
     resnet = _find_resnet(model)
     stages = dict(zip(resnet.stage_names, resnet.stages, strict=True))
     places = resolve_placement(
@@ -120,6 +131,17 @@ def insert_after(sequential: nn.Sequential, name: str, new_name: str, module: CN
         sequential.add_module(child_name, child)
         if child_name == name:
             sequential.add_module(new_name, module)
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    """Refuses what would neither synchronise nor shard the parameters of new blocks."""
+    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    wrapper = next((name for name in WRAPPERS if name in kinds), None)
+    if wrapper is not None:
+        raise ValueError(
+            f"the model is wrapped in {wrapper}, which would not know of the new blocks: their "
+            "gradients would not be synchronised. Insert blocks first and wrap the model then"
+        )
 
 
 def _find_resnet(model: nn.Module) -> ResNet:

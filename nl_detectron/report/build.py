@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
+from ..data.images import read_image
 from ..engine.config import load_cfg
 from ..errors import UsageError
 from ..evaluation import TaskResult, evaluate_in_detail
-from ..inference import Predictor, read_image
+from ..inference import Predictor
 from ..inference.attention import check_has_blocks
 from ..version import __version__
 from ..visualization import (

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 
+from ..data.images import read_image
 from ..errors import UsageError
 from ..files import write_image
 
@@ -43,7 +43,7 @@ def draw_predictions(
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for record in DatasetCatalog.get(dataset_name)[:num_images]:
-        image = read_image(record["file_name"], format="BGR")
+        image = read_image(record["file_name"])
         scale = height / len(image)
         file = folder / Path(record["file_name"]).with_suffix(".png").name
         write_image(file, draw_comparison(image, record, predictor(image), metadata, scale=scale))

@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -314,3 +315,26 @@ def test_the_tool(tool, weights, picture, tmp_path):
         assert code == 1 and message in err and "Traceback" not in err
     code, _, err = tool("visualize_attention", *options, "--output", out, "--point", "x")
     assert code == 2 and "--point" in err
+
+
+def test_several_threads_do_not_mix_up_images(predictor):
+    """As in a web server, with predictions on other images in between."""
+    rng = np.random.default_rng(0)
+    images = [
+        cv2.resize(rng.integers(0, 255, (8, 12, 3), np.uint8), size)
+        for size in ((120, 80), (80, 120), (96, 96), (120, 80), (60, 90), (100, 50))
+    ]
+
+    def look(image: np.ndarray) -> list[AttentionMap]:
+        predictor(image[::-1].copy())
+        return predictor.attention(image, [(30, 30)]).maps
+
+    alone = [look(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(look, images * 4))
+    for ours, theirs in zip(together, alone * 4, strict=True):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.block == other.block
+            assert np.allclose(one.weights, other.weights, rtol=1e-4, atol=1e-7)
+            assert np.array_equal(one.x_edges, other.x_edges)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 import weakref
@@ -139,6 +140,44 @@ def test_broken_videos_are_reported(predictor, video, tmp_path):
         "half.mp4",
     ]
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["clip.mp4"]
+
+
+def damaged(folder: Path) -> tuple[Path, Path]:
+    """A video of twelve frames with the sixth damaged, and one that says to have twice as many."""
+    file = folder / "whole.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for i in range(12):
+        writer.write(cv2.circle(np.full((48, 64, 3), 120, np.uint8), (8 + 4 * i, 24), 8, 0, -1))
+    writer.release()
+    data = bytearray(file.read_bytes())
+    frames = [match.start() for match in re.finditer(b"\xff\xd8\xff", bytes(data))]
+    assert len(frames) == 12
+    counts = data.replace((12).to_bytes(4, "little"), (24).to_bytes(4, "little"))
+    data[frames[5] : frames[5] + 300] = bytes(300)
+    one, short = folder / "one.avi", folder / "short.avi"
+    one.write_bytes(data)
+    short.write_bytes(counts)
+    file.unlink()
+    return one, short
+
+
+def test_a_video_goes_on_after_a_damaged_frame(predictor, tmp_path):
+    one, short = damaged(tmp_path)
+    reader = VideoReader(one)
+    numbers = [number for number, _ in reader.numbered()]
+    assert numbers == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
+    assert (reader.num_read, reader.num_lost) == (11, 1)
+    output = tmp_path / "out"
+    summary = predict_files(predictor, find_inputs([one, short]), output, save_json=True)
+    assert summary.written == 0 and summary.report(output) == 1
+    assert summary.failed == [
+        f"{one} is damaged: 11 of 12 frames could be read; {output}/one.avi.mp4 has those",
+        f"{short} is damaged: 12 of 24 frames could be read; {output}/short.avi.mp4 has those",
+    ]
+    assert len(list(VideoReader(output / "one.avi.mp4"))) == 11
+    results = json.loads((output / RESULTS_FILE).read_text())
+    frames = {r["image_id"] - 1_000_000 for r in results if r["file_name"] == "one.avi.mp4"}
+    assert frames == set(numbers)
 
 
 def instances(*boxes: tuple[float, ...]) -> Instances:

@@ -4,7 +4,9 @@ import detectron2.export.torchscript  # noqa: F401  # makes Detectron2's ResNet 
 import pytest
 import torch
 from detectron2.modeling import build_backbone
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from nl_detectron import NonLocalBlock, insert_non_local
 from nl_detectron.modeling.insertion import resolve_placement
@@ -169,3 +171,22 @@ def test_checkpoints_load_in_both_directions(resnet):
     assert set(keys.missing_keys) == {f"res4.nl4.{name}" for name in block.state_dict()}
     assert isinstance(twin.res4.nl4, NonLocalBlock)
     twin.load_state_dict(copy.deepcopy(twin).state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("wrapper", ["DistributedDataParallel", "DataParallel", "FSDPModule"])
+def test_a_wrapped_model_is_refused_and_stays_as_it_is(resnet, wrapper, tmp_path):
+    distributed.init_process_group("gloo", f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        if wrapper == "FSDPModule":
+            model = fully_shard(resnet, mesh=init_device_mesh("cpu", (1,)))
+        elif wrapper == "DataParallel":
+            model = nn.Sequential(nn.DataParallel(resnet))  # somewhere inside
+        else:
+            model = nn.parallel.DistributedDataParallel(resnet)
+        names = [name for name, _ in model.named_parameters()]
+        with pytest.raises(ValueError, match=f"wrapped in {wrapper}.*Insert blocks first") as error:
+            insert_non_local(model)
+        assert "\n" not in str(error.value)
+        assert [name for name, _ in model.named_parameters()] == names
+    finally:
+        distributed.destroy_process_group()

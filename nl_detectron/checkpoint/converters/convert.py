@@ -41,6 +41,10 @@ SOURCES: dict[str, Callable[..., Converted]] = {
     "mmdetection": convert_mask_rcnn,
     "video-nonlocal-net": convert_video_blocks,
 }
+# Where training scripts put the weights: PyTorch's tutorials, Lightning, timm, Caffe2
+CONTAINERS = ("state_dict", "model_state_dict", "model", "model_state", "weights", "blobs")
+# What DDP, Lightning and torch.compile put before all names
+WRAPPERS = ("module.", "model.", "_orig_mod.")
 FORMATS = (".safetensors", ".pth")
 
 
@@ -74,6 +78,8 @@ def convert_file(
     content = read_checkpoint(source, trust=trust)
     about: dict[str, Any] = {}
     if library == "detectron2":
+        if "model" not in content and (key := _container(content)):
+            content = {"model": _without_wrappers(as_tensors(content[key]))}
         content = as_detectron2(content, source)
         heuristics = bool(content.get("matching_heuristics", False))
         converted = Converted(caffe2_to_detectron2(content), by_suffix=heuristics)
@@ -108,18 +114,32 @@ def convert_file(
 
 def _state_dict(content: dict[str, Any], path: str) -> dict[str, Tensor]:
     """The weights in a file of another library, wherever it keeps them."""
-    for key in ("state_dict", "model", "blobs"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
+    keys = ", ".join(map(str, content))
+    if key := _container(content):
+        content = content[key]
     # Caffe2 stores its counters with the blobs.
     content = {k: v for k, v in content.items() if np.ndim(v) > 0 or isinstance(v, Tensor)}
     tensors = as_tensors(content)
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors")
-    if all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+        raise CheckpointError(
+            f"{path} holds no tensors: there are none at the top, and none below any of the keys "
+            f"{', '.join(CONTAINERS)}; it has {keys[:200] or 'nothing'}"
+        )
+    return _without_wrappers(tensors)
+
+
+def _container(content: dict[str, Any]) -> str | None:
+    """The key below which a training script has put the weights."""
+    return next((key for key in CONTAINERS if isinstance(content.get(key), dict)), None)
+
+
+def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names that they have in the model itself."""
+    while weights and (
+        prefix := next((p for p in WRAPPERS if all(n.startswith(p) for n in weights)), None)
+    ):
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    return weights
 
 
 def _add_base(converted: Converted, base: str, trust: bool) -> None:

@@ -52,3 +52,48 @@ def test_the_script(tmp_path):
     refused = run(source, target, "--from", "mmdetection", "--pairwise", "gaussian")
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("error: not converted: ")
+
+
+WRITERS = {
+    "a tutorial's": lambda weights: {"model_state_dict": weights, "epoch": 3},
+    "Lightning's": lambda weights: {
+        "state_dict": {f"model.{name}": tensor for name, tensor in weights.items()},
+        "pytorch-lightning_version": "2.0",
+    },
+    "DDP's, compiled": lambda weights: {
+        "model": {f"module._orig_mod.{name}": tensor for name, tensor in weights.items()}
+    },
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_containers_of_training_scripts(tmp_path, writer):
+    source, target = str(tmp_path / "source.pth"), str(tmp_path / "target.pth")
+    resnet = torchvision.models.resnet18().state_dict()
+    # mmdetection's names of a backbone
+    backbone = {f"backbone.{name}": tensor for name, tensor in resnet.items()}
+    for library, weights in (
+        ("torchvision", resnet),
+        ("timm", resnet),
+        ("mmdetection", backbone),
+        ("detectron2", {"backbone.bottom_up.stem.conv1.weight": torch.ones(1)}),
+    ):
+        if library == "detectron2" and writer.startswith("DDP"):
+            continue  # whose names are those of DDP in Detectron2's own files, too
+        torch.save(weights, source)
+        expected = convert_file(source, target, library=library).weights
+        torch.save(WRITERS[writer](weights), source)
+        converted = convert_file(source, target, library=library).weights
+        assert converted.keys() == expected.keys()
+        assert all(torch.equal(converted[name], expected[name]) for name in expected)
+
+
+def test_a_container_of_an_unknown_name(tmp_path):
+    torch.save({"net": {"conv1.weight": torch.ones(1)}, "epoch": 3}, tmp_path / "source.pth")
+    with pytest.raises(CheckpointError) as error:
+        convert_file(
+            str(tmp_path / "source.pth"), str(tmp_path / "target.pth"), library="torchvision"
+        )
+    assert "source.pth holds no tensors: there are none at the top" in str(error.value)
+    assert "keys state_dict, model_state_dict, model, " in str(error.value)
+    assert str(error.value).endswith("it has net, epoch")
