@@ -112,7 +112,7 @@ def prepare(json_file: str, image_root: str) -> Prepared:
             copy = str(stored.with_suffix("")) + ".json"
             prepared = _prepared(checked, json_file, image_root, copy)
             try:
-                write_annotations(checked.content, copy)
+                write_annotations(checked.corrected(), copy)
             except OSError as error:
                 raise UsageError(
                     f"{copy}, a corrected copy of {json_file}, cannot be written "

@@ -70,16 +70,22 @@ def annotations_in_files(names: Iterable[str]) -> int | None:
 
 
 def usable_for_training(
-    dicts: list[dict], *, masks: bool, keypoints: bool, total: int | None = None
+    dicts: list[dict],
+    *,
+    masks: bool,
+    keypoints: bool,
+    filter_empty: bool = True,
+    total: int | None = None,
 ) -> list[dict]:
     """Leaves out what a model cannot be trained on, and logs how much of what kind that is.
 
-    Crowds, boxes without size and, for a model with masks, objects without one are left out, and
-    images all of whose objects are. An object without keypoints stays: they are not labelled then.
+    Crowds, boxes without size and, for a model with masks, objects without one are left out.
+    An object without keypoints stays: they are not labelled then.
 
     Args:
         dicts: in Detectron2's dataset format; anything else is returned as it is.
         masks, keypoints: whether the model has them.
+        filter_empty: leave out images, too, of whose annotations none is left.
         total: how many annotations the files have, to count those that Detectron2 has left out.
 
     Returns:
@@ -109,7 +115,7 @@ def usable_for_training(
             kept.append(annotation)
         start += len(annotations)
         trained += len(kept)
-        if kept or not annotations:
+        if kept or not annotations or not filter_empty:
             usable.append(record | {"annotations": kept})
     total = start if total is None else total
     if total > start:
@@ -162,4 +168,4 @@ def _have_size(dicts: list[dict]) -> np.ndarray:
     table = np.array(rows, np.float64).reshape(-1, 7)
     low, high, is_size = table[:, :2], table[:, 2:4], table[:, 4:5]
     high = high + is_size * low
-    return (np.minimum(high, table[:, 5:]) > low.clip(min=0)).all(1)
+    return np.asarray((np.minimum(high, table[:, 5:]) > low.clip(min=0)).all(1))

@@ -14,10 +14,12 @@ from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..checkpoint import NonLocalCheckpointer
+from ..data.training import annotations_in_files, usable_for_training
 from ..errors import UsageError
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
@@ -97,7 +99,7 @@ def train(
     optimizer = instantiate(cfg.optimizer)
     model = ddp(model, cfg.train.device, **options.ddp)
     loop = AMPTrainer if options.amp.enabled else SimpleTrainer
-    trainer = loop(model, instantiate(cfg.dataloader.train), optimizer)
+    trainer = loop(model, _build_train_loader(cfg.dataloader.train), optimizer)
     checkpointer = NonLocalCheckpointer(
         model,
         options.output_dir,
@@ -128,6 +130,21 @@ def train(
     log_start(checkpointer, options.init_checkpoint, options.device, resume, start)
     trainer.train(start, options.max_iter)
     return trainer
+
+
+def _build_train_loader(node: DictConfig) -> DataLoader:
+    """What the node describes, of what the model can be trained on."""
+    names = OmegaConf.select(node, "dataset.names")
+    if names is None:  # not Detectron2's registered datasets
+        return instantiate(node)
+    dicts = usable_for_training(
+        instantiate(node.dataset),
+        masks=bool(OmegaConf.select(node, "mapper.use_instance_mask")),
+        keypoints=bool(OmegaConf.select(node, "mapper.use_keypoint")),
+        filter_empty=node.dataset.get("filter_empty", True),
+        total=annotations_in_files([names] if isinstance(names, str) else names),
+    )
+    return instantiate({**node, "dataset": dicts})
 
 
 def _build(cfg: DictConfig) -> nn.Module:

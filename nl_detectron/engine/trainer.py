@@ -8,14 +8,17 @@ from collections import OrderedDict
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..checkpoint import NonLocalCheckpointer
+from ..data.training import annotations_in_files, usable_for_training
 from ..evaluation import build_evaluator
 from ..log import logger
 from ..solver import build_optimizer
@@ -75,6 +78,26 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.AUG.ENABLED:
             ret.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
         return ret
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        """Detectron2's, of what the model can be trained on."""
+        head, filter_empty = cfg.MODEL.ROI_KEYPOINT_HEAD, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        dicts = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=filter_empty,
+            min_keypoints=head.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+        dicts = usable_for_training(
+            dicts,
+            masks=cfg.MODEL.MASK_ON,
+            keypoints=cfg.MODEL.KEYPOINT_ON,
+            # Weighted samplers count the images for themselves.
+            filter_empty=filter_empty and not cfg.DATALOADER.SAMPLER_TRAIN.startswith("Weighted"),
+            total=annotations_in_files(cfg.DATASETS.TRAIN),
+        )
+        return build_detection_train_loader(cfg, dataset=dicts)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

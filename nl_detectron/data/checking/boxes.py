@@ -9,7 +9,10 @@ from .findings import Effect, Findings, Kind
 from .numbers import as_array, to_number, to_numbers
 
 NO_BOX = Kind(
-    "annotation", "no bbox, and no mask to take it from", Effect.STOPS, "give it one, or leave it out"
+    "annotation",
+    "no bbox, and no mask to take it from",
+    Effect.STOPS,
+    "give it one, or leave it out",
 )
 FROM_MASK = Kind("annotation", "bbox missing: taken from the mask", Effect.REPAIRED)
 NOT_FOUR = Kind(
@@ -159,10 +162,10 @@ def check_areas(
     areas = np.full(len(annotations), np.nan)
     for i, annotation in enumerate(annotations):
         value = annotation.get("area")
-        if type(value) in (int, float) and 0 <= value < 1e18:  # not NaN
-            areas[i] = value
-            continue
         number = to_number(value)
+        if type(value) is not str and number is not None and 0 <= number < 1e18:
+            areas[i] = number
+            continue
         if number is None or not 0 <= number < 1e18:
             number = mask_areas[i] if mask_areas[i] > 0 else abs(boxes[i, 2] * boxes[i, 3])
         number = float(number)

@@ -8,14 +8,15 @@ import numpy as np
 
 from ..annotations import is_plain_utf8, read_annotations, require_lists
 from .boxes import check_areas, check_boxes
-from .findings import Effect, Finding, Findings, Kind
-from .ids import check_categories, check_image_ids, check_references, number_annotations
+from .findings import EXAMPLES, Effect, Finding, Findings, Kind
+from .ids import NO_SUCH_IMAGE, check_categories, check_image_ids, check_references, number_annotations
 from .images import check_files, reach
 from .keypoints import check_keypoints, check_marks
 from .masks import check_masks
 
 SMALL, LARGE = 32**2, 96**2  # COCO's, in square pixels
 ENCODING = Kind("file", "not in UTF-8 without a BOM", Effect.REPAIRED)
+NO_MASK = Kind("annotation", "no mask, as others have (by a mask model)", Effect.LEFT_OUT)
 NO_ANNOTATIONS = Kind("file", "no annotations: it can only be tested on", Effect.FINE)
 
 
@@ -60,13 +61,31 @@ class Checked:
     suspicion: Counter[Hashable]
 
 
+    def corrected(self) -> dict:
+        """The corrected content, whose info says what was corrected."""
+        corrections = having(self.findings, Effect.REPAIRED, Effect.CORRECTED, Effect.LEFT_OUT)
+        info = self.content["info"] | {
+            "corrections": [
+                {"what": f"{f.kind.of}: {f.kind.what}", "count": f.count, "of": f.examples}
+                for f in corrections
+                if f.kind.effect is not Effect.LEFT_OUT or f.kind is NO_SUCH_IMAGE
+            ]
+        }
+        return self.content | {"info": info}
+
+
 def having(findings: list[Finding], *effects: Effect) -> list[Finding]:
     """The findings of those effects."""
     return [finding for finding in findings if finding.kind.effect in effects]
 
 
 def check_file(
-    json_file: str, image_root: str, *, decode: bool = False, progress: bool = False
+    json_file: str,
+    image_root: str,
+    *,
+    decode: bool = False,
+    progress: bool = False,
+    max_examples: int | None = EXAMPLES,
 ) -> Checked:
     """Checks an annotation file and the heads of its images; the file is not changed.
 
@@ -75,6 +94,7 @@ def check_file(
         image_root: the folder that the images' names are relative to.
         decode: read the images whole.
         progress: show a progress bar.
+        max_examples: of each finding; None for all.
 
     Returns:
         What was found, and the corrected content, which may still be wrong where a finding stops
@@ -84,7 +104,7 @@ def check_file(
         UsageError: see :func:`read_annotations`.
     """
     content = read_annotations(json_file, lists=("images", "categories"))
-    findings = Findings()
+    findings = Findings(max_examples)
     if not is_plain_utf8(json_file):
         findings.add(ENCODING, json_file)
     if "annotations" in content:
@@ -94,14 +114,16 @@ def check_file(
     category_ids = check_categories(content, findings)
     images = check_image_ids(content, findings)
     num_images, num_annotations = len(content["images"]), len(content.get("annotations", ()))
-    annotations = check_references(
-        content.get("annotations", []), images, category_ids, findings
-    )
+    annotations = check_references(content.get("annotations", []), images, category_ids, findings)
     check_marks(annotations, findings)
     extents = reach([annotation for annotation in annotations if _is_id(annotation, "image_id")])
     check_files(content["images"], image_root, extents, findings, decode=decode, progress=progress)
     sizes = _image_sizes(annotations, content["images"])
     masks, mask_areas = check_masks(annotations, sizes, findings)
+    if any("segmentation" in annotation for annotation in annotations):
+        for annotation in annotations:
+            if "segmentation" not in annotation:
+                findings.add(NO_MASK, annotation.get("id", "without id"))
     boxes = check_boxes(annotations, sizes, masks, findings)
     areas = check_areas(annotations, boxes, mask_areas, findings)
     categories = {c["id"]: c for c in content["categories"] if _is_id(c, "id")}

@@ -69,9 +69,14 @@ class Finding:
 
 
 class Findings:
-    """Collects findings in bounded memory."""
+    """Collects findings.
 
-    def __init__(self) -> None:
+    Args:
+        max_examples: of each kind, which bounds the memory; None keeps all.
+    """
+
+    def __init__(self, max_examples: int | None = EXAMPLES) -> None:
+        self._max_examples = max_examples
         self._by_kind: dict[Kind, Finding] = {}
         self.suspicion: Counter[Hashable] = Counter()  # of each image, by its id
 
@@ -87,7 +92,7 @@ class Findings:
         """
         finding = self._by_kind.setdefault(kind, Finding(kind))
         finding.count += 1
-        if len(finding.examples) < EXAMPLES:
+        if self._max_examples is None or len(finding.examples) < self._max_examples:
             finding.examples.append(_short(where) + ("" if detail is None else f": {detail!s:.80}"))
         if isinstance(image, (int, str)) and kind.effect in WEIGHTS:
             self.suspicion[image] += WEIGHTS[kind.effect]
@@ -95,12 +100,7 @@ class Findings:
     def sorted(self) -> list[Finding]:
         """The worst first."""
         order = list(Effect)
-        return sorted(
-            self._by_kind.values(), key=lambda f: (order.index(f.kind.effect), f.kind.of)
-        )
-
-    def of(self, kind: Kind) -> Finding | None:
-        return self._by_kind.get(kind)
+        return sorted(self._by_kind.values(), key=lambda f: (order.index(f.kind.effect), f.kind.of))
 
 
 # How much a finding says for a look at the image

@@ -81,9 +81,7 @@ def check_categories(content: dict, findings: Findings) -> dict[Hashable, int | 
     kept = []
     plain = [plain_id(category.get("id")) for category in content["categories"]]
     as_text = _are_mixed(plain)
-    for index, (category, plain_value) in enumerate(
-        zip(content["categories"], plain, strict=True)
-    ):
+    for index, (category, plain_value) in enumerate(zip(content["categories"], plain, strict=True)):
         if plain_value is None:
             findings.add(CATEGORY_NO_ID, category.get("name", f"categories[{index}]"))
             kept.append(category)
@@ -108,7 +106,7 @@ def check_categories(content: dict, findings: Findings) -> dict[Hashable, int | 
         if category["name"] in names:
             findings.add(CATEGORY_NAME_TWICE, category["id"], category["name"])
         names.add(category["name"])
-    if by_id and list(by_id) != list(range(1, len(by_id) + 1)):
+    if set(by_id) != set(range(1, len(by_id) + 1)):
         findings.add(CATEGORY_GAPS, ", ".join(str(id) for id in list(by_id)[:6]))
     return ids
 
@@ -205,15 +203,15 @@ def check_references(
                 annotation["image_id"] = id
         kept.append(annotation)
         value = annotation.get("category_id")
-        category = plain_id(value)
-        if category is None or category not in categories:
+        category_id = plain_id(value)
+        if category_id not in categories:
             shown = "missing" if value is None else repr(value)
             findings.add(NO_SUCH_CATEGORY, label, shown, image=annotation.get("image_id"))
-        elif not _is_same(value, categories[category]):
+        elif not _is_same(value, categories[category_id]):
             findings.add(CATEGORY_REFERENCE_TYPE, label, repr(value))
-            annotation["category_id"] = categories[category]
-    for plain, image in images.items():
-        if plain not in seen:
+            annotation["category_id"] = categories[category_id]
+    for known, image in images.items():
+        if known not in seen:
             findings.add(EMPTY_IMAGE, image["id"])
     return kept
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +22,7 @@ IGNORE = Kind(
 )
 IGNORE_0 = Kind("annotation", "ignore as text or null: the key is taken out", Effect.REPAIRED)
 
-MISSING = Kind(
-    "annotation", "keypoints missing or empty: all are not labelled", Effect.CORRECTED
-)
+MISSING = Kind("annotation", "keypoints missing or empty: all are not labelled", Effect.CORRECTED)
 TEXT = Kind("annotation", "keypoints with numbers as text", Effect.REPAIRED)
 NO_NUMBERS = Kind(
     "annotation", "keypoints with NaN, infinity or what is no number", Effect.STOPS, "correct them"
@@ -114,11 +113,12 @@ def check_keypoints(
 
 
 def _check_values(
-    annotation: dict, values: object, expected: int, findings: Findings
+    annotation: dict, values: Any, expected: int, findings: Findings
 ) -> np.ndarray | None:
     """The keypoints, float64 (K, 3), if they are ones."""
-    if not isinstance(values, list) or len(values) % 3 or (expected and len(values) != 3 * expected):
-        of = f"{len(values)} values" if isinstance(values, list) else repr(values)
+    count = len(values) if isinstance(values, list) else -1
+    if count % 3 or count != (3 * expected or count):
+        of = f"{count} values" if count >= 0 else repr(values)
         _add(findings, LENGTH, annotation, f"{of} for {expected or 'unnamed'} keypoints")
         return None
     if are_numbers(values):
@@ -127,8 +127,9 @@ def _check_values(
             return points
     plain = list(values)
     for k in range(0, len(plain), 3):  # where it is not labelled, the place does not matter
-        is_place = (to_number(v) is not None and math.isfinite(to_number(v)) for v in plain[k : k + 2])
-        if to_number(plain[k + 2]) == 0 and not all(is_place):
+        place = to_numbers(plain[k : k + 2])
+        is_place = place is not None and all(map(math.isfinite, place))
+        if to_number(plain[k + 2]) == 0 and not is_place:
             plain[k], plain[k + 1] = 0, 0
     numbers = to_numbers(plain)
     if numbers is None or not all(map(math.isfinite, numbers)):
