@@ -9,7 +9,13 @@ import numpy as np
 from ..annotations import is_plain_utf8, read_annotations, require_lists
 from .boxes import check_areas, check_boxes
 from .findings import EXAMPLES, Effect, Finding, Findings, Kind
-from .ids import NO_SUCH_IMAGE, check_categories, check_image_ids, check_references, number_annotations
+from .ids import (
+    NO_SUCH_IMAGE,
+    check_categories,
+    check_image_ids,
+    check_references,
+    number_annotations,
+)
 from .images import check_files, reach
 from .keypoints import check_keypoints, check_marks
 from .masks import check_masks
@@ -59,7 +65,6 @@ class Checked:
     sizes: dict[str, list[int]]
     visibilities: list[int]
     suspicion: Counter[Hashable]
-
 
     def corrected(self) -> dict:
         """The corrected content, whose info says what was corrected."""

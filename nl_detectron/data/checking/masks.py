@@ -104,7 +104,8 @@ def _check_polygons(
         list(chain.from_iterable(chain.from_iterable(segmentations)))
     )
     for i in indices:
-        if not is_plain and not _make_plain(annotations[i], findings):
+        is_points = len(annotations[i]["segmentation"][0]) == 2 if is_plain else False
+        if (is_points or not is_plain) and not _make_plain(annotations[i], findings):
             continue
         segmentation = annotations[i]["segmentation"]
         usable = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]

@@ -54,7 +54,7 @@ def write_contact_sheet(
     columns = math.ceil(math.sqrt(len(tiles)))
     blank = np.full((TILE + 24, TILE, 3), 255, np.uint8)
     tiles += [blank] * (-len(tiles) % columns if columns else 0)
-    padded = [cv2.copyMakeBorder(t, 0, GAP, 0, GAP, cv2.BORDER_CONSTANT, None, (255,) * 3) for t in tiles]
+    padded = [np.pad(t, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for t in tiles]
     rows = [np.hstack(padded[i : i + columns]) for i in range(0, len(padded), max(1, columns))]
     write_image(file, np.vstack(rows) if rows else blank)
 
@@ -111,11 +111,11 @@ def _draw(
         x, y, width, height = np.array(box, np.float64) * (*scale, *scale)
         visualizer.draw_box((x, y, x + width, y + height), edge_color=color)
         visualizer.draw_text(names.get(id, f"category {id}"), (x, y), color=color, font_size=8)
-    points = annotation.get("keypoints")
-    if isinstance(points, list) and len(points) % 3 == 0 and _are_finite(points):
-        for x, y, visibility in np.array(points, np.float64).reshape(-1, 3):
+    keypoints = annotation.get("keypoints")
+    if isinstance(keypoints, list) and len(keypoints) % 3 == 0 and _are_finite(keypoints):
+        for px, py, visibility in np.array(keypoints, np.float64).reshape(-1, 3).tolist():
             if visibility > 0:
-                visualizer.draw_circle((x * scale[0], y * scale[1]), color, radius=3)
+                visualizer.draw_circle((px * scale[0], py * scale[1]), color, radius=3)
 
 
 def _are_finite(values: list) -> bool:

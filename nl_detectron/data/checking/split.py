@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from typing import Any
 
 from ...errors import UsageError
 
@@ -41,7 +42,7 @@ def _stratify(classes: dict[str, set], fraction: float, seed: int) -> set[str]:
     """The files of the first part."""
     files = sorted(classes)
     random.Random(seed).shuffle(files)
-    files_of = defaultdict(dict)  # dicts for their order
+    files_of: dict[Any, dict[str, bool]] = defaultdict(dict)  # dicts for their order
     for file in files:
         for name in classes[file]:
             files_of[name][file] = True
