@@ -2,6 +2,7 @@ from .fixtures import (  # noqa: F401
     browser,
     generated_sets,
     log,
+    own_cache,
     picture,
     seed,
     tool,

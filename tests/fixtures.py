@@ -28,6 +28,16 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """What is kept of checked annotation files is kept in a folder of this session's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        # Matplotlib's list of fonts, which takes seconds, may stay where it is.
+        patch.setenv("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib"))
+        yield
+
+
 @pytest.fixture
 def log(caplog):
     """What nl_detectron logs, even after Detectron2 has stopped its loggers' propagation."""

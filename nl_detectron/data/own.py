@@ -16,7 +16,7 @@ from detectron2.data.datasets import load_coco_json
 from ..errors import UsageError
 from .annotations import read_annotations
 from .keypoints import connection_rules, flip_pairs
-from .prepare import prepare_annotations
+from .prepare import prepare
 
 
 def register_coco(
@@ -52,12 +52,17 @@ def register_coco(
         raise UsageError(f"dataset {name!r}: there is no annotation file {json_file}")
     if not Path(image_root).is_dir():
         raise UsageError(f"dataset {name!r}: there is no folder of images {image_root}")
-    file = prepare_annotations(str(json_file), str(image_root))
-    content = read_annotations(file)
-    categories = sorted(content["categories"], key=lambda category: category["id"])
+    try:
+        prepared = prepare(str(json_file), str(image_root))
+        prepared.stop(corrected=True)
+    except UsageError as error:
+        raise UsageError(f"dataset {name!r}: {error}") from error
+    prepared.log()
+    file = prepared.json_file
+    categories = sorted(prepared.categories, key=lambda category: category["id"])
     if classes is None:
         classes = class_names(categories)
-    index = _match(name, categories, content.get("annotations", ()), classes)
+    index = _match(name, file, categories, classes)
 
     def load() -> list[dict]:
         records = load_coco_json(file, str(image_root))
@@ -109,7 +114,7 @@ def classes_of(dataset: str) -> list[str] | None:
         return list(metadata.thing_classes)
     if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
         return None
-    return class_names(read_annotations(metadata.json_file)["categories"])
+    return class_names(prepare(metadata.json_file, metadata.get("image_root", "")).categories)
 
 
 def class_names(categories: Sequence[dict]) -> list[str]:
@@ -118,10 +123,13 @@ def class_names(categories: Sequence[dict]) -> list[str]:
 
 
 def _match(
-    dataset: str, categories: Sequence[dict], annotations: Sequence[dict], classes: Sequence[str]
+    dataset: str, file: str, categories: Sequence[dict], classes: Sequence[str]
 ) -> dict[int, int]:
     """The model's class index by category id; categories that nothing belongs to may be unknown."""
     index = {c["id"]: classes.index(c["name"]) for c in categories if c["name"] in classes}
+    if len(index) == len(categories):
+        return index
+    annotations = read_annotations(file, lists=()).get("annotations", ())
     used = Counter(annotation["category_id"] for annotation in annotations)
     unknown = [c["name"] for c in categories if c["id"] not in index and used[c["id"]]]
     if unknown:

@@ -1,6 +1,5 @@
 """What a run needs is checked before any long work."""
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +15,10 @@ from fvcore.common.registry import Registry
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import add_non_local_config, block_options
+from ..data.annotations import require_lists
 from ..data.own import class_names, classes_of
+from ..data.prepare import Prepared, prepare
+from ..data.training import check_usable
 from ..errors import UsageError, did_you_mean
 from ..evaluation import EVALUATORS
 from ..layers import NonLocalBlock
@@ -96,6 +98,17 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
         names = OmegaConf.select(cfg.dataloader, f"{loader}.dataset.names") or ()
         for name in (names,) if isinstance(names, str) else names:
             check_dataset_files(name)
+            prepared = _check_annotations(name, training=loader == "train")
+            if prepared:
+                _stop_at_findings(name, prepared)
+            if prepared and loader == "train":
+                mapper = OmegaConf.select(cfg.dataloader, "train.mapper") or {}
+                mask_format = mapper.get("instance_mask_format", "polygon")
+                check_usable(
+                    prepared,
+                    mask_format=mask_format if mapper.get("use_instance_mask") else None,
+                    keypoints=bool(mapper.get("use_keypoint")),
+                )
 
 
 def _check_device(cfg: CfgNode, eval_only: bool, num_gpus: int, num_machines: int) -> None:
@@ -287,30 +300,47 @@ def _check_dataset(name: str, cfg: CfgNode) -> None:
             f"dataset {name!r} has evaluator_type {evaluator_type!r} in its metadata, for which "
             f"there is no evaluator; there are some for {', '.join(EVALUATORS)}"
         )
-    if metadata.get("json_file") and evaluator_type == "coco":
-        _check_coco_json(name, metadata.json_file, cfg)
-
-
-def _check_coco_json(name: str, json_file: str, cfg: CfgNode) -> None:
-    try:
-        with PathManager.open(json_file, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"dataset {name!r}: {json_file} is no JSON file: {error}") from error
-    # What is only tested on may be without annotations, as COCO's own test sets are.
-    lists = ("images", "categories") + ("annotations",) * (name in cfg.DATASETS.TRAIN)
-    for key in lists:
-        values = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-            raise UsageError(
-                f"dataset {name!r}: {json_file} is no COCO annotation file: it has no list of "
-                f"objects {key!r}"
+    is_training = name in cfg.DATASETS.TRAIN
+    if prepared := _check_annotations(name, training=is_training):
+        _stop_at_findings(name, prepared)
+        _check_coco_json(name, prepared, cfg)
+        if is_training:
+            check_usable(
+                prepared,
+                mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+                keypoints=cfg.MODEL.KEYPOINT_ON,
             )
+
+
+def _check_annotations(name: str, *, training: bool) -> Prepared | None:
+    """Reads and checks the annotation file of a dataset in COCO's format; others have none."""
     metadata = MetadataCatalog.get(name)
-    found = class_names(content["categories"])
+    if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
+        return None
+    try:
+        prepared = prepare(metadata.json_file, metadata.get("image_root", ""))
+        # What is only tested on may be without annotations, as COCO's own test sets are.
+        if training and not prepared.has_annotations:
+            require_lists({}, metadata.json_file, ["annotations"])
+    except UsageError as error:
+        raise UsageError(f"dataset {name!r}: {error}") from error
+    return prepared
+
+
+def _stop_at_findings(name: str, prepared: Prepared) -> None:
+    is_copy = prepared.json_file == MetadataCatalog.get(name).json_file
+    try:
+        prepared.stop(corrected=is_copy)
+    except UsageError as error:
+        raise UsageError(f"dataset {name!r}: {error}") from error
+
+
+def _check_coco_json(name: str, prepared: Prepared, cfg: CfgNode) -> None:
+    metadata = MetadataCatalog.get(name)
+    found = class_names(prepared.categories)
     if not metadata.get("own") and metadata.get("thing_classes", found) != found:
         raise UsageError(
-            f"dataset {name!r}: the categories of {json_file} are {_few(found)}, not "
+            f"dataset {name!r}: the categories of {prepared.original} are {_few(found)}, not "
             f"{_few(metadata.thing_classes)}; register data of your own by a name of its own, with "
             "--dataset"
         )
@@ -318,7 +348,7 @@ def _check_coco_json(name: str, json_file: str, cfg: CfgNode) -> None:
     if not cfg.MODEL.KEYPOINT_ON:
         return
     expected = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-    for category in content["categories"]:
+    for category in prepared.categories:
         number = len(category.get("keypoints", ()))
         if number not in (0, expected):
             raise UsageError(

@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper, MetadataCatalog
@@ -18,6 +19,7 @@ from torch import nn
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text
 from ..data.mapper import ImageMapper
+from ..data.training import annotations_in_files, usable_for_training
 from ..errors import UsageError
 from ..log import logger
 from .averaging import WeightAveraging
@@ -104,7 +106,7 @@ def train(
     accumulate = options.get("accumulate", 1)
     trainer = build_loop(
         model,
-        _loader(cfg.dataloader.train, parts=accumulate),
+        _build_train_loader(cfg.dataloader.train, parts=accumulate),
         optimizer,
         amp=options.amp.enabled,
         accumulate=accumulate,
@@ -154,19 +156,38 @@ def train(
     return trainer
 
 
-def _loader(node: DictConfig, *, parts: int = 1) -> Iterable[list[dict]]:
+def _loader(node: DictConfig, **changed: Any) -> Iterable[list[dict]]:
     """The loader of a config's node, with our reader of images where Detectron2's mapper stands.
 
     Args:
-        parts: that each of its batches is given in.
+        changed: arguments of the loader in the place of the node's.
     """
     node = copy.deepcopy(node)
     target = OmegaConf.select(node, "mapper._target_")
     if (locate(target) if isinstance(target, str) else target) is DatasetMapper:
         node.mapper._target_ = ImageMapper
-    if parts > 1:
-        node.total_batch_size //= parts
-    return instantiate(node)
+    arguments: dict[str, Any] = {str(key): value for key, value in node.items()}
+    return instantiate(arguments | changed)
+
+
+def _build_train_loader(node: DictConfig, *, parts: int) -> Iterable[list[dict]]:
+    """What the node describes, of what the model can be trained on.
+
+    Args:
+        parts: that each of its batches is given in.
+    """
+    size: dict[str, Any] = {"total_batch_size": node.total_batch_size // parts} if parts > 1 else {}
+    names = OmegaConf.select(node, "dataset.names")
+    if names is None:  # not Detectron2's registered datasets
+        return _loader(node, **size)
+    dicts = usable_for_training(
+        instantiate(node.dataset),
+        masks=bool(OmegaConf.select(node, "mapper.use_instance_mask")),
+        keypoints=bool(OmegaConf.select(node, "mapper.use_keypoint")),
+        filter_empty=node.dataset.get("filter_empty", True),
+        total=annotations_in_files([names] if isinstance(names, str) else names),
+    )
+    return _loader(node, dataset=dicts, **size)
 
 
 def _build(cfg: DictConfig) -> nn.Module:

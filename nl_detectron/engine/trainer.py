@@ -13,6 +13,7 @@ from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
+    get_detection_dataset_dicts,
 )
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
@@ -24,6 +25,7 @@ from torch import nn
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text
 from ..data.mapper import ImageMapper
+from ..data.training import annotations_in_files, usable_for_training
 from ..evaluation import build_evaluator
 from ..log import logger
 from ..solver import build_optimizer
@@ -104,16 +106,33 @@ class Trainer(DefaultTrainer):
         return ret
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(cfg, model)
-
-    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
+        """Detectron2's, of what the model can be trained on."""
+        head, filter_empty = cfg.MODEL.ROI_KEYPOINT_HEAD, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        dicts = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=filter_empty,
+            min_keypoints=head.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+        dicts = usable_for_training(
+            dicts,
+            masks=cfg.MODEL.MASK_ON,
+            keypoints=cfg.MODEL.KEYPOINT_ON,
+            # Weighted samplers count the images for themselves.
+            filter_empty=filter_empty and not cfg.DATALOADER.SAMPLER_TRAIN.startswith("Weighted"),
+            total=annotations_in_files(cfg.DATASETS.TRAIN),
+        )
         return build_detection_train_loader(
             cfg,
+            dataset=dicts,
             mapper=ImageMapper(cfg, is_train=True),
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
         )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:

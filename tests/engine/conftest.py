@@ -1,5 +1,7 @@
 import json
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -16,7 +18,7 @@ needs_two_cores = pytest.mark.skipif(
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Registers a COCO-format dataset from the content of its annotation file."""
+    """Registers a COCO-format dataset of an image from the content of its annotation file."""
     names = []
 
     def register(content: object, name: str = "test_dataset") -> str:
@@ -24,6 +26,7 @@ def dataset(tmp_path):
         text = content if isinstance(content, str) else json.dumps(content)
         json_file.write_text(text, encoding="utf-8")
         (tmp_path / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "images/1.png"), np.zeros((8, 8, 3), np.uint8))
         register_coco_instances(name, {}, str(json_file), str(tmp_path / "images"))
         names.append(name)
         return name

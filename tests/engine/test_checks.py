@@ -11,7 +11,21 @@ from .conftest import needs_two_cores
 
 MASK = str(CONFIGS / "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml")
 KEYPOINT = str(CONFIGS / "COCO-Keypoints/keypoint_rcnn_R_50_FPN_nl_1x.yaml")
-COCO = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+COCO = {
+    "images": [{"id": 1, "file_name": "1.png", "width": 8, "height": 8}],
+    "annotations": [
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [1, 1, 5, 5],
+            "area": 25,
+            "iscrowd": 0,
+            "segmentation": [[1, 1, 6, 1, 6, 6, 1, 6]],
+        }
+    ],
+    "categories": [{"id": 1, "name": "thing"}],
+}
 MANY = [{"id": i, "name": f"class {i}"} for i in range(81)]
 ONE_CLASS = ("MODEL.ROI_HEADS.NUM_CLASSES", "1")
 PERSON = {**COCO, "categories": [{"id": 1, "name": "person", "keypoints": ["nose"]}]}

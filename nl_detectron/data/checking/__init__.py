@@ -1,0 +1,4 @@
+from .check import Checked, Objects, check_file, having
+from .findings import Effect, Finding, Findings, Kind
+
+__all__ = ["Checked", "Effect", "Finding", "Findings", "Kind", "Objects", "check_file", "having"]
