@@ -19,6 +19,7 @@ from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
 from ..errors import UsageError
+from ..evaluation import log_tables
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
 from .launch import ddp
@@ -42,13 +43,19 @@ def build_model_of(config_file: str, opts: Sequence[str] = (), *, trust: bool = 
     return build_model(cfg)
 
 
-def evaluate(cfg: DictConfig, model: nn.Module) -> OrderedDict:
-    """Evaluates a model on ``dataloader.test`` and logs the figures, for copying into a table."""
+def evaluate(cfg: DictConfig, model: nn.Module, *, tables: bool = False) -> OrderedDict:
+    """Evaluates a model on ``dataloader.test`` and logs the figures, for copying into a table.
+
+    Args:
+        tables: log AP by class and the kinds of error, too.
+    """
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
+    if tables:
+        log_tables(evaluator)
     return results
 
 
@@ -70,7 +77,7 @@ def evaluate_weights(
     )
     checkpointer.load(cfg.train.init_checkpoint)
     log_start(checkpointer, cfg.train.init_checkpoint, cfg.train.device, False)
-    return evaluate(cfg, model)
+    return evaluate(cfg, model, tables=True)
 
 
 def train(

@@ -16,7 +16,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
-from ..evaluation import build_evaluator
+from ..evaluation import build_evaluator, log_tables
 from ..log import logger
 from ..solver import build_optimizer
 from .launch import ddp
@@ -111,7 +111,10 @@ class Trainer(DefaultTrainer):
         )
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         log_start(checkpointer, cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, resume)
-        results = cls.test(cfg, model)
+        evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, model, evaluators)
+        for evaluator in evaluators:
+            log_tables(evaluator)
         if cfg.TEST.AUG.ENABLED:
             results.update(cls.test_with_tta(cfg, model))
         if comm.is_main_process():

@@ -8,6 +8,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from detectron2.evaluation import coco_evaluation
@@ -45,6 +46,21 @@ TRUTH_KEYS = {
 IMAGE_KEYS = {"bbox": ("id",), "segm": ("id", "height", "width"), "keypoints": ("id",)}
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation has found, for those who look closer.
+
+    Attributes:
+        examined: the annotations.
+        results: all predictions, in COCO's format, finite.
+        evaluations: by task, with pycocotools' ``eval``; empty where nothing was predicted.
+    """
+
+    examined: Examined
+    results: list[dict]
+    evaluations: dict[str, COCOeval]
+
+
 class COCOEvaluator(coco_evaluation.COCOEvaluator):
     """Detectron2's evaluator, which takes hotcoco where it is installed.
 
@@ -52,7 +68,12 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
     the time and memory, with a progress bar. Annotations for which they would not be are left to
     pycocotools. A task that the annotations do not allow, such as "segm" where a mask is missing,
     is left out of the figures and a line in the log says why: see :func:`.truth.examine`.
+
+    Attributes:
+        outcome: after an evaluation, in the process that has all predictions.
     """
+
+    outcome: Outcome | None = None
 
     def __init__(self, *args: object, use_fast_impl: bool = True, **kwargs: object):
         """As Detectron2's."""
@@ -90,6 +111,7 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         )
         for line in examined.left_out.values():
             logger.warning(line)
+        self.outcome = Outcome(examined, results, {})
         for task in examined.tasks:
             found = None
             if results:
@@ -103,6 +125,7 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
                     by_hotcoco=self._by_hotcoco,
                     by=coco_evaluation.COCOeval_opt if self._use_fast_impl else COCOeval,
                 )
+                self.outcome.evaluations[task] = found
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(found, task, class_names=names)
 
