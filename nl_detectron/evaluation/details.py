@@ -57,28 +57,22 @@ def evaluate_in_detail(
         results: at least one.
         kpt_oks_sigmas: as in ``TEST.KEYPOINT_OKS_SIGMAS``; COCO's by default.
     """
-    examined, results = _examine(truth, results, kpt_oks_sigmas)
+    examined, results = examine_results(truth, results, kpt_oks_sigmas=kpt_oks_sigmas)
     return [
         _evaluate(examined, results, task, kpt_oks_sigmas, min_score) for task in examined.tasks
     ]
 
 
-def left_out(
+def examine_results(
     truth: COCO, results: Sequence[dict], *, kpt_oks_sigmas: Sequence[float] = ()
-) -> list[str]:
-    """A line on each task that :func:`evaluate_in_detail` leaves out, for what the truth lacks."""
-    return list(_examine(truth, results, kpt_oks_sigmas)[0].left_out.values())
-
-
-def _examine(
-    truth: COCO, results: Sequence[dict], sigmas: Sequence[float]
 ) -> tuple[Examined, list[dict]]:
+    """What :func:`evaluate_in_detail` evaluates: the tasks that truth allows, finite results."""
     kept, _ = finite(results)
     tasks = ["bbox"]
     for task, key in (("segm", "segmentation"), ("keypoints", "keypoints")):
         if any(key in result for result in kept):
             tasks.append(task)
-    return examine_for(truth, kept, tasks, sigmas), kept
+    return examine_for(truth, kept, tasks, kpt_oks_sigmas), kept
 
 
 def _evaluate(

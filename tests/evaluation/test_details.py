@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from nl_detectron.evaluation import coco, evaluate_in_detail
-from nl_detectron.evaluation.details import left_out
+from nl_detectron.evaluation.details import examine_results
 from tests.people_results import results_of
 
 LEFT_OUT = {
@@ -122,7 +122,7 @@ def test_the_report_has_the_figures_of_training(truth, evaluator, change, tmp_pa
     assert set(expected) == tasks
     in_detail = evaluate_in_detail(loaded, results)
     assert {task.task for task in in_detail} == tasks
-    lines = left_out(loaded, results)
+    lines = examine_results(loaded, results)[0].left_out.values()
     assert {line.partition(" is not evaluated")[0] for line in lines} == LEFT_OUT.get(change, set())
     assert all(line in log.text for line in lines)
     for task in in_detail:
