@@ -21,6 +21,7 @@ from ..checkpoint.vocabulary import from_text
 from ..data.mapper import ImageMapper
 from ..data.training import annotations_in_files, usable_for_training
 from ..errors import UsageError
+from ..evaluation import log_tables
 from ..log import logger
 from .averaging import WeightAveraging
 from .checks import check_model
@@ -48,13 +49,19 @@ def build_model_of(config_file: str, opts: Sequence[str] = (), *, trust: bool = 
     return build_model(cfg)
 
 
-def evaluate(cfg: DictConfig, model: nn.Module) -> OrderedDict:
-    """Evaluates a model on ``dataloader.test`` and logs the figures, for copying into a table."""
+def evaluate(cfg: DictConfig, model: nn.Module, *, tables: bool = False) -> OrderedDict:
+    """Evaluates a model on ``dataloader.test`` and logs the figures, for copying into a table.
+
+    Args:
+        tables: log AP by class and the kinds of error, too.
+    """
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
     loader, evaluator = _loader(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
+    if tables:
+        log_tables(evaluator)
     return results
 
 
@@ -77,7 +84,7 @@ def evaluate_weights(
     content = checkpointer.load(cfg.train.init_checkpoint)
     check_same_classes(from_text(content.get("vocabulary")), dataset_names(cfg, "test"))
     log_start(checkpointer, cfg.train.init_checkpoint, cfg.train.device, False)
-    return evaluate(cfg, model)
+    return evaluate(cfg, model, tables=True)
 
 
 def train(

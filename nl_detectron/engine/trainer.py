@@ -26,7 +26,7 @@ from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text
 from ..data.mapper import ImageMapper
 from ..data.training import annotations_in_files, usable_for_training
-from ..evaluation import build_evaluator
+from ..evaluation import build_evaluator, log_tables
 from ..log import logger
 from ..solver import build_optimizer
 from .averaging import WeightAveraging
@@ -174,11 +174,16 @@ class Trainer(DefaultTrainer):
         content = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
         check_same_classes(from_text(content.get("vocabulary")), cfg.DATASETS.TEST)
         log_start(checkpointer, cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, resume)
-        results = cls.test(cfg, model)
+        evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, model, evaluators)
+        for evaluator in evaluators:
+            log_tables(evaluator)
         if cfg.TEST.AUG.ENABLED:
             results.update(cls.test_with_tta(cfg, model))
         if comm.is_main_process():
-            verify_results(cfg, results)
+            # A task that the annotations do not allow has no figures.
+            expected: dict[str, dict] = {task: {} for task, *_ in cfg.TEST.EXPECTED_RESULTS}
+            verify_results(cfg, {**expected, **results})
         return results
 
     @classmethod

@@ -1,20 +1,25 @@
 """Detectron2's COCO evaluation with hotcoco: the figures of pycocotools, much sooner."""
 
+import contextlib
+import copy
+import io
 import itertools
 import json
 import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from detectron2.evaluation import coco_evaluation
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 from tqdm import tqdm
 
 from ..errors import UsageError
 from ..log import logger
+from .truth import Examined, examine, odd_ids
 
 try:
     import hotcoco
@@ -22,6 +27,7 @@ except ImportError:
     hotcoco = None  # type: ignore[assignment]
 
 IMAGES_AT_ONCE = 100  # in Python's objects and in hotcoco's at the same time
+FAR_AWAY = -1e6  # pixels, where no keypoint is
 
 # What a task reads of a result. A mask's area, which tells small from large, is its own, not its
 # box's; a person's is the box's.
@@ -30,37 +36,66 @@ KEYS = {
     "segm": ("segmentation",),
     "keypoints": ("keypoints", "bbox"),
 }
+# and of an annotation and of an image
+_COMMON = ("id", "image_id", "category_id", "area", "iscrowd")
+TRUTH_KEYS = {
+    "bbox": (*_COMMON, "bbox"),
+    "segm": (*_COMMON, "segmentation"),
+    "keypoints": (*_COMMON, "bbox", "keypoints", "num_keypoints"),
+}
+IMAGE_KEYS = {"bbox": ("id",), "segm": ("id", "height", "width"), "keypoints": ("id",)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation has found, for those who look closer.
+
+    Attributes:
+        examined: the annotations.
+        results: all predictions, in COCO's format, finite.
+        evaluations: by task, with pycocotools' ``eval``; empty where nothing was predicted.
+    """
+
+    examined: Examined
+    results: list[dict]
+    evaluations: dict[str, COCOeval]
 
 
 class COCOEvaluator(coco_evaluation.COCOEvaluator):
     """Detectron2's evaluator, which takes hotcoco where it is installed.
 
     Precision, recall and scores are then the same bit for bit as pycocotools', in a fraction of
-    the time and memory, with a progress bar. Everything else is as in Detectron2, which also
-    evaluates where hotcoco is missing, or where ``use_fast_impl`` is off.
+    the time and memory, with a progress bar. Annotations for which they would not be are left to
+    pycocotools. A task that the annotations do not allow, such as "segm" where a mask is missing,
+    is left out of the figures and a line in the log says why: see :func:`.truth.examine`.
+
+    Attributes:
+        outcome: after an evaluation, in the process that has all predictions.
     """
+
+    outcome: Outcome | None = None
 
     def __init__(self, *args: object, use_fast_impl: bool = True, **kwargs: object):
         """As Detectron2's."""
         super().__init__(*args, use_fast_impl=use_fast_impl and hotcoco is None, **kwargs)
-        self._by_hotcoco = use_fast_impl and is_fast(self._coco_api)
+        self._by_hotcoco = use_fast_impl and hotcoco is not None
         if not use_fast_impl:
             return
-        if self._by_hotcoco:
-            logger.info(f"COCO evaluation by hotcoco {hotcoco.__version__}")
-        elif hotcoco is None:
+        if hotcoco is None:
             logger.info("For the same COCO figures, sooner: pip install hotcoco")
+        elif odd := odd_ids(self._coco_api):
+            logger.warning(f"{odd}. For figures equal to its own, pycocotools evaluates itself.")
         else:
-            logger.warning(
-                "An annotation has id 0, which pycocotools takes for 'not found' wherever it is "
-                "found: COCO's ids start at 1. For figures equal to its own, it evaluates itself."
-            )
+            logger.info(f"COCO evaluation by hotcoco {hotcoco.__version__}")
 
     def _eval_predictions(self, predictions: list[dict], img_ids: list[int] | None = None) -> None:
-        if not self._by_hotcoco:
-            super()._eval_predictions(predictions, img_ids)
-            return
         results = list(itertools.chain(*(image["instances"] for image in predictions)))
+        results, spoiled = finite(results)
+        if spoiled:
+            logger.warning(
+                f"{spoiled} of {len(results)} predictions hold numbers that are not finite; they "
+                "count as predictions of what is not there"
+            )
         tasks = self._tasks or self._tasks_from_predictions(results)
         self._to_category_ids(results)
         if self._output_dir:
@@ -71,17 +106,26 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         if not self._do_evaluation:
             logger.info("Annotations are not available for evaluation.")
             return
-        for task in sorted(tasks):
+        examined = examine_for(
+            self._coco_api, results, sorted(tasks), self._kpt_oks_sigmas, img_ids
+        )
+        for line in examined.left_out.values():
+            logger.warning(line)
+        self.outcome = Outcome(examined, results, {})
+        for task in examined.tasks:
             found = None
             if results:
-                found = evaluate(
-                    self._coco_api,
+                found = evaluate_examined(
+                    examined,
                     results,
                     task,
                     kpt_oks_sigmas=self._kpt_oks_sigmas,
                     img_ids=img_ids,
                     max_dets_per_image=self._max_dets_per_image,
+                    by_hotcoco=self._by_hotcoco,
+                    by=coco_evaluation.COCOeval_opt if self._use_fast_impl else COCOeval,
                 )
+                self.outcome.evaluations[task] = found
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(found, task, class_names=names)
 
@@ -110,11 +154,6 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
             result["category_id"] = category_ids[index]
 
 
-def is_fast(truth: COCO) -> bool:
-    """Whether hotcoco is here, and evaluates these annotations as pycocotools does."""
-    return hotcoco is not None and 0 not in truth.anns
-
-
 def evaluate(
     coco_gt: COCO,
     coco_results: Sequence[dict],
@@ -123,7 +162,7 @@ def evaluate(
     img_ids: Collection[int] | None = None,
     max_dets_per_image: Sequence[int] = (1, 10, 100),
 ) -> COCOeval:
-    """Evaluates results in COCO's format by hotcoco.
+    """Evaluates results in COCO's format, by hotcoco where it gives pycocotools' figures.
 
     Args:
         coco_gt: the annotations.
@@ -135,54 +174,147 @@ def evaluate(
 
     Returns:
         ``stats``, 12 figures (10 for keypoints), and ``eval`` with "precision" (T, R, K, A, M),
-        "recall" (T, K, A, M) and "scores", as pycocotools' ``summarize()`` leaves them.
+        "recall" (T, K, A, M) and "scores", as pycocotools' ``summarize()`` leaves them; -1 by size
+        where annotations have no area.
 
     Raises:
-        ValueError: if results are for images that ``coco_gt`` has not, or numbers of keypoints
-            disagree.
+        UsageError: if the annotations do not allow the task: see :func:`.truth.examine`.
+        ValueError: if results are for images that ``coco_gt`` has not.
     """
-    by_image = defaultdict(list)
-    for result in coco_results:
-        by_image[result["image_id"]].append(result)
-    if unknown := sorted(by_image.keys() - coco_gt.imgs.keys()):
-        raise ValueError(f"results for images that the annotations have not: {unknown[:10]}")
+    results, _ = finite(coco_results)
+    examined = examine_for(coco_gt, results, [iou_type], kpt_oks_sigmas, img_ids)
+    for line in examined.left_out.values():
+        raise UsageError(line)
+    return evaluate_examined(
+        examined,
+        results,
+        iou_type,
+        kpt_oks_sigmas=kpt_oks_sigmas,
+        img_ids=img_ids,
+        max_dets_per_image=max_dets_per_image,
+    )
 
+
+def examine_for(
+    truth: COCO,
+    results: Sequence[dict],
+    tasks: Sequence[str],
+    kpt_oks_sigmas: Sequence[float] = (),
+    img_ids: Collection[int] | None = None,
+) -> Examined:
+    """:func:`.truth.examine` for the number of keypoints in results."""
+    num_sigmas = len(kpt_oks_sigmas) or len(Params("keypoints").kpt_oks_sigmas)
+    predicted = next((len(r["keypoints"]) // 3 for r in results if "keypoints" in r), num_sigmas)
+    return examine(truth, tasks, num_keypoints=predicted, num_sigmas=num_sigmas, img_ids=img_ids)
+
+
+def evaluate_examined(
+    examined: Examined,
+    results: Sequence[dict],
+    task: str,
+    *,
+    kpt_oks_sigmas: Sequence[float] = (),
+    img_ids: Collection[int] | None = None,
+    max_dets_per_image: Sequence[int] = (1, 10, 100),
+    by_hotcoco: bool = True,
+    by: type[COCOeval] = COCOeval,
+) -> COCOeval:
+    """:func:`evaluate` of one of the tasks that passed the gate, and of finite results.
+
+    Args:
+        by_hotcoco: take it where it is installed and gives the same figures.
+        by: pycocotools' class, or one in its place, for where it does not.
+    """
+    unknown = {result["image_id"] for result in results} - examined.truth.imgs.keys()
+    if unknown:
+        raise ValueError(
+            f"results for images that the annotations have not: {sorted(unknown)[:10]}"
+        )
     # pycocotools has the last word: it sums up, and Detectron2's part of it for other limits.
-    at_100 = max_dets_per_image[2] == 100
-    evaluation = (COCOeval if at_100 else coco_evaluation.COCOevalMaxDets)(iouType=iou_type)
-    options = hotcoco.Params(iou_type)
-    if iou_type == "keypoints":
-        if len(kpt_oks_sigmas):
-            evaluation.params.kpt_oks_sigmas = np.array(kpt_oks_sigmas)
-        _check_keypoints(coco_gt, coco_results[0], len(evaluation.params.kpt_oks_sigmas))
-        options.kpt_oks_sigmas = evaluation.params.kpt_oks_sigmas.tolist()
+    cls = by if max_dets_per_image[2] == 100 else coco_evaluation.COCOevalMaxDets
+    fast = by_hotcoco and is_fast(examined)
+    if fast:
+        evaluation = (COCOeval if cls is by else cls)(iouType=task)
     else:
+        selected = [_part(result, keys_of(task, result)) for result in results]
+        truth = COCO()
+        # pycocotools changes both.
+        truth.dataset = copy.deepcopy(examined.truth.dataset)
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth.createIndex()
+            evaluation = cls(truth, truth.loadRes(copy.deepcopy(selected)), task)
+        if img_ids is not None:
+            evaluation.params.imgIds = list(img_ids)
+    if task != "keypoints":
         evaluation.params.maxDets = sorted(max_dets_per_image)
-        options.max_dets = evaluation.params.maxDets
-
-    # In order of the ids, which decides between equal scores.
-    images = [coco_gt.imgs[i] for i in sorted(coco_gt.imgs if img_ids is None else set(img_ids))]
-    stream = hotcoco.StreamingEval(coco_gt.dataset["categories"], iou_type, params=options)
-    with tqdm(total=len(images), desc=f"evaluating {iou_type}", unit="image") as progress:
-        for start in range(0, len(images), IMAGES_AT_ONCE):
-            chunk = images[start : start + IMAGES_AT_ONCE]
-            truths = [a for image in chunk for a in coco_gt.imgToAnns.get(image["id"], ())]
-            results = [r for image in chunk for r in by_image.get(image["id"], ())]
-            stream.update(
-                chunk,
-                [truth for truth in truths if truth["category_id"] in coco_gt.cats],
-                [
-                    {key: result[key] for key in keys_of(iou_type, result)}
-                    for result in results
-                    if result["category_id"] in coco_gt.cats
-                ],
-            )
-            progress.update(len(chunk))
-    found = stream.finalize()
-    found.accumulate()
-    evaluation.eval = found.eval
+    elif len(kpt_oks_sigmas):
+        evaluation.params.kpt_oks_sigmas = np.array(kpt_oks_sigmas)
+    if fast:
+        evaluation.eval = _by_hotcoco(examined.truth, results, task, img_ids, evaluation.params)
+    else:
+        evaluation.evaluate()
+        evaluation.accumulate()
+    if not examined.has_sizes:
+        for name in ("precision", "recall", "scores"):
+            evaluation.eval[name][..., 1:, :] = -1  # (..., sizes, limits), the first being all
     evaluation.summarize()
     return evaluation
+
+
+def is_fast(examined: Examined) -> bool:
+    """Whether hotcoco is here, and evaluates these annotations as pycocotools does."""
+    return hotcoco is not None and not examined.odd
+
+
+def _by_hotcoco(
+    truth: COCO, results: Sequence[dict], task: str, img_ids: Collection[int] | None, params: Params
+) -> dict:
+    """What pycocotools' ``accumulate()`` leaves in ``eval``."""
+    options = hotcoco.Params(task)
+    options.max_dets = params.maxDets
+    if task == "keypoints":
+        options.kpt_oks_sigmas = params.kpt_oks_sigmas.tolist()
+    by_image = defaultdict(list)
+    for result in results:
+        by_image[result["image_id"]].append(result)
+    # In order of the ids, which decides between equal scores.
+    images = [truth.imgs[i] for i in sorted(truth.imgs if img_ids is None else set(img_ids))]
+    stream = hotcoco.StreamingEval(_categories(truth), task, params=options)
+    with tqdm(total=len(images), desc=f"evaluating {task}", unit="image") as progress:
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            chunk = images[start : start + IMAGES_AT_ONCE]
+            truths = [a for image in chunk for a in truth.imgToAnns.get(image["id"], ())]
+            found = [r for image in chunk for r in by_image.get(image["id"], ())]
+            # Nothing but what the task reads: the rest may be odd.
+            stream.update(
+                [_part(image, IMAGE_KEYS[task]) for image in chunk],
+                [_part(a, TRUTH_KEYS[task]) for a in truths if a["category_id"] in truth.cats],
+                [_part(r, keys_of(task, r)) for r in found if r["category_id"] in truth.cats],
+            )
+            progress.update(len(chunk))
+    evaluation = stream.finalize()
+    evaluation.accumulate()
+    return evaluation.eval or {}
+
+
+def finite(results: Sequence[dict]) -> tuple[list[dict], int]:
+    """Results without numbers that are not finite, and how many had some.
+
+    In pycocotools NaN would be nearer to everything than any threshold: 100 AP. A keypoint, a box
+    or a score that is none is put where it fits nothing, so that the result counts as a false one.
+    """
+    kept, spoiled = [], 0
+    for result in results:
+        changes: dict[str, object] = {}
+        if not np.isfinite(result["score"]):
+            changes["score"] = 0.0
+        if "bbox" in result and not np.isfinite(result["bbox"]).all():
+            changes["bbox"] = [FAR_AWAY, FAR_AWAY, 0.0, 0.0]
+        if "keypoints" in result and not np.isfinite(result["keypoints"]).all():
+            changes["keypoints"] = [v if np.isfinite(v) else FAR_AWAY for v in result["keypoints"]]
+        spoiled += bool(changes)
+        kept.append({**result, **changes} if changes else result)
+    return kept, spoiled
 
 
 def keys_of(iou_type: str, result: dict) -> list[str]:
@@ -191,11 +323,23 @@ def keys_of(iou_type: str, result: dict) -> list[str]:
     return [key for key in keys if key in result]
 
 
-def _check_keypoints(coco_gt: COCO, result: dict, num_sigmas: int) -> None:
-    counts = {"TEST.KEYPOINT_OKS_SIGMAS": num_sigmas, "predictions": len(result["keypoints"]) // 3}
-    for annotation in coco_gt.anns.values():
-        counts["annotations"] = len(annotation["keypoints"]) // 3
-        break
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{count} in {name}" for name, count in counts.items())
-        raise ValueError(f"numbers of keypoints disagree: {listed}")
+def reduced(truth: COCO, task: str) -> dict:
+    """The annotations' content without what the task does not read, which may be odd."""
+    return {
+        "images": [_part(image, IMAGE_KEYS[task]) for image in truth.imgs.values()],
+        "annotations": [
+            _part(annotation, TRUTH_KEYS[task])
+            for image in truth.imgs
+            for annotation in truth.imgToAnns.get(image, ())
+            if annotation["category_id"] in truth.cats
+        ],
+        "categories": _categories(truth),
+    }
+
+
+def _categories(truth: COCO) -> list[dict]:
+    return [{"id": i, "name": str(category.get("name"))} for i, category in truth.cats.items()]
+
+
+def _part(item: dict, keys: Sequence[str]) -> dict:
+    return {key: item[key] for key in keys}

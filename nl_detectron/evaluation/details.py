@@ -1,7 +1,6 @@
 """Figures of a run's predictions beyond averages: by class, by size, by image, and curves."""
 
 import contextlib
-import copy
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .coco import evaluate, hotcoco, is_fast, keys_of
+from .coco import evaluate_examined, examine_for, finite, hotcoco, is_fast, keys_of, reduced
+from .truth import Examined
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def evaluate_in_detail(
 ) -> list[TaskResult]:
     """Evaluates results in COCO's format for all tasks that they allow.
 
-    The figures are those of :class:`.coco.COCOEvaluator`, by hotcoco where it is installed.
+    The figures are those of :class:`.coco.COCOEvaluator`, by the same gate and the same library.
 
     The quality of an image is the F1 score of its detections that are at least ``min_score`` sure,
     averaged over the IoU thresholds.
@@ -57,24 +57,37 @@ def evaluate_in_detail(
         results: at least one.
         kpt_oks_sigmas: as in ``TEST.KEYPOINT_OKS_SIGMAS``; COCO's by default.
     """
-    annotations = truth.dataset["annotations"]
+    examined, results = examine_results(truth, results, kpt_oks_sigmas=kpt_oks_sigmas)
+    return [
+        _evaluate(examined, results, task, kpt_oks_sigmas, min_score) for task in examined.tasks
+    ]
+
+
+def examine_results(
+    truth: COCO, results: Sequence[dict], *, kpt_oks_sigmas: Sequence[float] = ()
+) -> tuple[Examined, list[dict]]:
+    """What :func:`evaluate_in_detail` evaluates: the tasks that truth allows, finite results."""
+    kept, _ = finite(results)
     tasks = ["bbox"]
     for task, key in (("segm", "segmentation"), ("keypoints", "keypoints")):
-        if key in results[0] and any(key in annotation for annotation in annotations):
+        if any(key in result for result in kept):
             tasks.append(task)
-    return [_evaluate(truth, results, task, kpt_oks_sigmas, min_score) for task in tasks]
+    return examine_for(truth, kept, tasks, kpt_oks_sigmas), kept
 
 
 def _evaluate(
-    truth: COCO, results: Sequence[dict], task: str, sigmas: Sequence[float], min_score: float
+    examined: Examined,
+    results: Sequence[dict],
+    task: str,
+    sigmas: Sequence[float],
+    min_score: float,
 ) -> TaskResult:
-    if is_fast(truth):
-        with contextlib.redirect_stdout(io.StringIO()):  # which has the figures, too
-            evaluation = evaluate(truth, results, task, kpt_oks_sigmas=sigmas)
+    truth = examined.truth
+    with contextlib.redirect_stdout(io.StringIO()):  # which has the figures, too
+        evaluation = evaluate_examined(examined, results, task, kpt_oks_sigmas=sigmas)
+    matches = evaluation.evalImgs
+    if is_fast(examined):
         matches = _matches_by_hotcoco(truth, results, task, evaluation)
-    else:
-        evaluation = _evaluate_by_pycocotools(truth, results, task, sigmas)
-        matches = evaluation.evalImgs
     parameters = evaluation.params
     precision = evaluation.eval["precision"][..., -1]  # (T, R, K, sizes) at the most detections
     precision = np.where(precision < 0, np.nan, precision)
@@ -96,19 +109,6 @@ def _evaluate(
     )
 
 
-def _evaluate_by_pycocotools(
-    truth: COCO, results: Sequence[dict], task: str, sigmas: Sequence[float]
-) -> COCOeval:
-    results = [{key: result[key] for key in keys_of(task, result)} for result in results]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), task)
-        if task == "keypoints" and len(sigmas):
-            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation
-
-
 def _matches_by_hotcoco(
     truth: COCO, results: Sequence[dict], task: str, evaluated: COCOeval
 ) -> list[dict | None]:
@@ -116,7 +116,7 @@ def _matches_by_hotcoco(
     params = hotcoco.Params(task)
     if task == "keypoints":
         params.kpt_oks_sigmas = evaluated.params.kpt_oks_sigmas.tolist()
-    known = hotcoco.COCO(truth.dataset)
+    known = hotcoco.COCO(reduced(truth, task))
     results = [{key: result[key] for key in keys_of(task, result)} for result in results]
     evaluation = hotcoco.COCOeval(known, known.load_res(results), task)
     evaluation.params = params

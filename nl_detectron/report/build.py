@@ -22,7 +22,10 @@ from pycocotools.coco import COCO
 from ..data.images import read_image
 from ..engine.config import load_cfg
 from ..errors import UsageError
-from ..evaluation import TaskResult, evaluate_in_detail
+from ..evaluation import Errors, Examined, TaskResult, evaluate_in_detail, find_errors
+from ..evaluation.coco import hotcoco
+from ..evaluation.details import examine_results
+from ..evaluation.errors import NO_HOTCOCO
 from ..inference import Predictor
 from ..inference.attention import check_has_blocks
 from ..version import __version__
@@ -30,6 +33,8 @@ from ..visualization import (
     draw_attention_sheet,
     draw_comparison,
     figure_picture,
+    plot_confusion,
+    plot_errors,
     plot_training_curves,
     read_metrics,
 )
@@ -134,16 +139,24 @@ class _Evaluation:
                 f"{self.name}, the last of DATASETS.TEST in {run / 'config.yaml'}"
             )
         self.tasks: list[TaskResult] = []
+        self.errors: list[Errors] = []
+        self.left_out: list[str] = []
+        self.found_something = bool(results)
         if results:
             truth = _read_coco(self.metadata.json_file)
             sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
             self.tasks = evaluate_in_detail(
                 truth, results, kpt_oks_sigmas=sigmas, min_score=min_score
             )
+            examined, results = examine_results(truth, results, kpt_oks_sigmas=sigmas)
+            self.left_out = list(examined.left_out.values())
+            self.errors = _find_errors(examined, results, min_score)
 
     def sections(self, num_images: int, quality: int) -> list[Section]:
         if not self.tasks:
             note = f"The model found nothing in the {len(self.records)} images of {self.name}."
+            if self.found_something:
+                note = ". ".join(self.left_out)
             return [Section("Evaluation", note=note)]
         columns = list(dict.fromkeys(name for task in self.tasks for name in task.overall))
         overall: list[list[str | float]] = [
@@ -158,7 +171,13 @@ class _Evaluation:
         where += "those of small, medium and large instances."
         curves = figure_picture(_precision_recall(self.tasks))
         return [
-            Section("Evaluation", text=where, header=["", *columns], rows=overall),
+            Section(
+                "Evaluation",
+                text=where,
+                note=". ".join(self.left_out),
+                header=["", *columns],
+                rows=overall,
+            ),
             Section("AP by class", header=["class", *(t.task for t in self.tasks)], rows=classes),
             Section(
                 "Precision and recall",
@@ -166,9 +185,23 @@ class _Evaluation:
                     picture(curves, "Averaged over classes, by IoU; and by class at IoU 0.50")
                 ],
             ),
+            self._errors(),
             self._examples("Best images", self.ranked()[:num_images], quality),
             self._examples("Worst images", self.ranked()[::-1][:num_images], quality),
         ]
+
+    def _errors(self) -> Section:
+        if not self.errors:
+            return Section("Errors", note=NO_HOTCOCO if hotcoco is None else "")
+        note = "Kinds of error as TIDE defines them, and how much AP50 would rise without each. In "
+        note += "the matrix the surest detection takes the object that it overlaps most."
+        bars = figure_picture(plot_errors(self.errors))
+        matrix = figure_picture(plot_confusion(self.errors[0]))
+        return Section(
+            "Errors",
+            note=note,
+            pictures=[picture(bars, "Kinds of error"), picture(matrix, "Confusion matrix")],
+        )
 
     def ranked(self) -> list[int]:
         """Image ids from the best to the worst, by the last of the tasks."""
@@ -193,6 +226,13 @@ class _Evaluation:
         scale = PICTURE_WIDTH / 2 / max(image.shape[:2])
         found = _instances(self.results[image_id], image.shape[:2], self.metadata, self.min_score)
         return draw_comparison(image, record, found, self.metadata, scale=scale)
+
+
+def _find_errors(examined: Examined, results: Sequence[dict], min_score: float) -> list[Errors]:
+    if hotcoco is None:
+        return []
+    tasks = [task for task in ("bbox", "segm") if task in examined.tasks]
+    return [find_errors(examined, results, task, min_score=min_score) for task in tasks]
 
 
 def _load_dataset(name: str) -> dict[int, dict]:

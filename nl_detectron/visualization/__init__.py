@@ -1,5 +1,6 @@
 from .attention import draw_attention, draw_attention_sheet, draw_cross, heat_map, spotlight
 from .curves import figure_picture, plot_training_curves, read_metrics
+from .errors import plot_confusion, plot_errors
 from .instances import (
     contact_sheet,
     draw_comparison,
@@ -19,6 +20,8 @@ __all__ = [
     "draw_predictions",
     "figure_picture",
     "heat_map",
+    "plot_confusion",
+    "plot_errors",
     "plot_training_curves",
     "read_metrics",
     "spotlight",

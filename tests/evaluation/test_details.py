@@ -9,7 +9,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from nl_detectron.evaluation import coco, evaluate_in_detail
+from nl_detectron.evaluation.details import examine_results
 from tests.people_results import results_of
+
+LEFT_OUT = {
+    "no area": {"keypoints"},
+    "no masks": {"segm"},
+    "no boxes": {"bbox", "keypoints"},
+}
 
 
 @pytest.fixture(params=["hotcoco", "pycocotools"], autouse=True)
@@ -70,15 +77,21 @@ def test_sigmas(truth):
     assert strict.overall["AP"] < 5 and loose.overall["AP"] > 95
 
 
-@pytest.mark.parametrize("change", ["nothing", "no iscrowd", "id 0"])
-def test_the_report_has_the_figures_of_training(truth, evaluator, change, tmp_path):
+@pytest.mark.parametrize(
+    "change", ["nothing", "no iscrowd", "no area", "no masks", "no boxes", "id 0", "text ids"]
+)
+def test_the_report_has_the_figures_of_training(truth, evaluator, change, tmp_path, log):
     """Of the same annotations, whatever they lack: by the same evaluator."""
-    if change == "no iscrowd" and coco.hotcoco is None:
-        pytest.skip("pycocotools asks for iscrowd")
     content = json.loads(json.dumps(truth.dataset))
     for annotation in content["annotations"]:
         if change == "no iscrowd":
             del annotation["iscrowd"]
+        if change == "no area":
+            del annotation["area"]
+        if change == "no masks":
+            annotation["segmentation"] = None
+        if change == "no boxes":
+            del annotation["bbox"]
     if change == "id 0":
         content["annotations"][0]["id"] = 0
     file = tmp_path / "annotations.json"
@@ -90,17 +103,32 @@ def test_the_report_has_the_figures_of_training(truth, evaluator, change, tmp_pa
         thing_dataset_id_to_contiguous_id={1: 0},
     )
     results = results_of(truth, jitter=0.5)
+    if change == "text ids":
+        for item in (*content["annotations"], *results):
+            item["image_id"] = f"image {item['image_id']}"
+        for image in content["images"]:
+            image["id"] = f"image {image['id']}"
+        file.write_text(json.dumps(content))
     training = coco.COCOEvaluator(name, ("bbox", "segm", "keypoints"), distributed=False)
     training.reset()
-    for image_id in truth.imgs:
+    for image_id in dict.fromkeys(r["image_id"] for r in results):
         found = [{**r, "category_id": 0} for r in results if r["image_id"] == image_id]
         training._predictions.append({"image_id": image_id, "instances": found})
     expected = training.evaluate()
     MetadataCatalog.remove(name)
     with contextlib.redirect_stdout(io.StringIO()):
         loaded = COCO(str(file))
-    for task in evaluate_in_detail(loaded, results):
+    tasks = {"bbox", "segm", "keypoints"} - LEFT_OUT.get(change, set())
+    assert set(expected) == tasks
+    in_detail = evaluate_in_detail(loaded, results)
+    assert {task.task for task in in_detail} == tasks
+    lines = examine_results(loaded, results)[0].left_out.values()
+    assert {line.partition(" is not evaluated")[0] for line in lines} == LEFT_OUT.get(change, set())
+    assert all(line in log.text for line in lines)
+    for task in in_detail:
         figures = {k: v for k, v in expected[task.task].items() if k in task.overall}
         assert figures.keys() == task.overall.keys()
         assert task.overall == pytest.approx(figures, nan_ok=True)
+        assert math.isnan(task.overall["APm"]) == (change == "no area")
+        assert task.overall["AP"] > 20
         assert task.per_class["person"] == task.overall["AP"]

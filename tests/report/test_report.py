@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from nl_detectron.data.builtin import register_generated
+from nl_detectron.engine import load_cfg
 from nl_detectron.errors import UsageError
 from nl_detectron.report import find_chromium, screenshot, write_report
 from nl_detectron.report.page import Picture, Section, render
@@ -90,6 +92,7 @@ def test_what_is_in_it(run, tmp_path):
         "Evaluation",
         "AP by class",
         "Precision and recall",
+        "Errors",
         "Best images",
         "Worst images",
         "Attention",
@@ -97,6 +100,22 @@ def test_what_is_in_it(run, tmp_path):
     ]
     assert "MODEL:\n" in text and "torch" in text and "a &lt;run&gt;" in text
     assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text
+
+
+def test_a_task_that_the_truth_does_not_allow_is_said(run, tmp_path):
+    name = load_cfg(run / "config.yaml").DATASETS.TEST[0]
+    DatasetCatalog.get(name)  # makes it
+    file = Path(MetadataCatalog.get(name).json_file)
+    whole = file.read_text()
+    content = json.loads(whole)
+    del content["annotations"][0]["segmentation"]
+    file.write_text(json.dumps(content))
+    try:
+        text = write_report(run, tmp_path / "report.html", num_images=1).read_text()
+    finally:
+        file.write_text(whole)
+    assert "segm is not evaluated: no mask in 1 of" in text and "<td>keypoints</td>" in text
+    assert "<td>segm</td>" not in text
 
 
 def test_nothing_that_a_text_holds_is_markup():
