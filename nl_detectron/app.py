@@ -11,14 +11,19 @@ from typing import Any
 import cv2
 import gradio as gr
 import numpy as np
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .errors import UsageError
 from .inference import Predictor
+from .log import logger
 from .visualization import draw_attention, draw_instances
 
 # Detections below are not asked for: the lower, the longer a prediction takes.
 LOWEST_THRESHOLD = 0.05
 DRAWN_SIZE = 800  # longer side of the detections' picture, in pixels
+MAX_FILE_SIZE = "50mb"  # of an upload; how many pixels it may have, the reader of images says
+LOCAL = ("127.0.0.1", "localhost", "::1")
 HINT = "Click into the picture: what does each non-local block relate to that pixel?"
 
 
@@ -68,7 +73,7 @@ def build_app(load: Callable[[str], Predictor], models: Sequence[str]) -> gr.Blo
             upload = gr.Image(label="Image", sources=["upload", "clipboard"], elem_id="image")
             # As the path of the uploaded file, so that it is read as everywhere else. (A class of
             # its own would make Gradio write a stub file beside this one.)
-            upload.preprocess = lambda payload: payload and payload.path
+            upload.preprocess = lambda payload: payload and _uploaded(payload, upload.GRADIO_CACHE)
             drawn = gr.Image(label="Detections", interactive=False, elem_id="detections")
         summary = gr.Markdown(elem_id="summary")
         gallery = gr.Gallery(
@@ -88,17 +93,33 @@ def build_app(load: Callable[[str], Predictor], models: Sequence[str]) -> gr.Blo
 def serve(app: gr.Blocks, *, host: str = "127.0.0.1", port: int = 7860, **options: Any) -> None:
     """Serves the page until interrupted.
 
+    On an address of this machine alone only requests for it by one of its names are answered, so
+    that no other page in the same browser reaches it.
+
     Args:
         options: of Gradio's ``launch``.
 
     Raises:
         UsageError: if the address is taken or not this machine's.
     """
+    names = [*LOCAL] if host in LOCAL else ["*"]
+    if host not in LOCAL:
+        logger.warning(
+            f"host {host}: whoever reaches this machine there can use the page; there is no login"
+        )
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
     # Fonts of the system: the page loads nothing from elsewhere.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
         app.launch(
-            server_name=host, server_port=port, share=False, ssr_mode=False, theme=theme, **options
+            server_name=host,
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            theme=theme,
+            max_file_size=MAX_FILE_SIZE,
+            app_kwargs={"middleware": [hosts]},
+            **options,
         )
     except OSError as error:
         raise UsageError(
@@ -110,6 +131,14 @@ def serve(app: gr.Blocks, *, host: str = "127.0.0.1", port: int = 7860, **option
 def model_names(weights: Sequence[Path]) -> dict[str, Path]:
     """Checkpoints by name: folder and file."""
     return {f"{file.absolute().parent.name}/{file.name}": file for file in weights}
+
+
+def _uploaded(payload: Any, folder: str) -> str:
+    """The path of an uploaded file: what a request names elsewhere is none."""
+    path = Path(str(payload.path)).resolve()
+    if not path.is_relative_to(Path(folder).resolve()):
+        raise gr.Error("this is no uploaded image", print_exception=False)
+    return str(path)
 
 
 class _shown_errors:

@@ -1,7 +1,10 @@
+import json
 import re
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import cv2
 import numpy as np
@@ -109,6 +112,49 @@ def test_what_is_no_image_is_named(page, tmp_path):
     file.write_text("no image")
     page.set_input_files("#image input[type=file]", str(file))
     page.wait_for_selector("text=/text.jpg is no image that Pillow or OpenCV can read/")
+
+
+def ask(server: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
+    request = urllib.request.Request(f"{server.rstrip('/')}{path}", data=body, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def detect(server: str, path: str) -> str:
+    """What the page's own call answers to a file of this path on the server."""
+    found = json.loads(ask(server, "/gradio_api/info")[1])["named_endpoints"]
+    data = [{"path": path}, next(iter(found["/detect"]["parameters"][1]["type"]["enum"])), 0.5]
+    body = json.dumps({"data": data}).encode()
+    json_type = {"Content-Type": "application/json"}
+    status, text = ask(server, "/gradio_api/call/detect", body, **json_type)
+    assert status == 200, text
+    return ask(server, f"/gradio_api/call/detect/{json.loads(text)['event_id']}")[1]
+
+
+@pytest.mark.slow
+def test_no_file_of_the_machine_but_uploads_is_read(server, picture, tmp_path):
+    answers = {detect(server, str(path)) for path in (picture, tmp_path / "nothing.png")}
+    assert len(answers) == 1  # nor does it tell whether a file exists
+    assert "error" in answers.pop()
+    for path in (picture, "/etc/passwd"):
+        assert ask(server, f"/gradio_api/file={path}")[0] in (403, 404)
+
+
+@pytest.mark.slow
+def test_requests_by_another_name_are_refused(server):
+    assert ask(server, "/")[0] == 200
+    assert ask(server, "/", Host="evil.example")[0] == 400
+
+
+@pytest.mark.slow
+def test_uploads_are_limited(server):
+    form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    body = form + b"0" * 60_000_000 + b"\r\n--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert ask(server, "/gradio_api/upload", body, **kind)[0] in (400, 413)
 
 
 def test_it_says_what_is_missing(tool, weights, monkeypatch):
