@@ -73,7 +73,8 @@ def test_keypoints_have_their_names_lines_and_pairs(own):
     ],
 )
 def test_keypoints_that_cannot_work(own, categories, options, message):
-    content = make_set(BOARD, keypoints=True) | {"categories": list(categories)}
+    with_keypoints = categories[0]["keypoints"] == list(CORNERS)
+    content = make_set(BOARD, keypoints=with_keypoints) | {"categories": list(categories)}
     for annotation in content["annotations"]:
         annotation["category_id"] = categories[0]["id"]
     with pytest.raises(UsageError, match=message):

@@ -155,7 +155,7 @@ THREE = [{"id": i, "name": name} for i, name in enumerate(("pear", "fig", "plum"
     [
         (THREE[:2], "'two' has 2 categories but the model 3 classes"),
         (
-            [c | {"id": 5 - c["id"]} for c in THREE],
+            [c | {"id": 4 - c["id"]} for c in THREE],
             "'one' and 'two' have different categories: pear, fig, plum and plum, fig, pear",
         ),
     ],
@@ -181,7 +181,10 @@ def test_own_data_in_the_place_of_coco(tmp_path, dataset):
     MetadataCatalog.pop(name)
     coco = MetadataCatalog.get("coco_2017_val").thing_classes
     MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=str(tmp_path), evaluator_type="coco", thing_classes=coco
+        json_file=json_file,
+        image_root=str(tmp_path / "images"),
+        evaluator_type="coco",
+        thing_classes=coco,
     )
     with pytest.raises(UsageError, match="categories of .* are thing, not person, bicycle.*own"):
         check("MODEL.WEIGHTS", "", "DATASETS.TEST", f"('{name}',)", eval_only=True)
