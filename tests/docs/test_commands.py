@@ -38,6 +38,7 @@ WRITTEN = {
     "report.py": ("output/demo/people/report.html",),
     "convert_checkpoint.py": ("r50.safetensors",),
     "mask_rcnn_shapes_nl.yaml \\\n    OUTPUT_DIR": ("output/shapes/model_final.pth",),
+    "SOLVER.ACCUMULATE": ("output/parts/model_final.pth",),
     "--eval-only": ("output/shapes/inference/coco_instances_results.json",),
 }
 # The same command may stand on several pages.
