@@ -159,7 +159,8 @@ def train(
         checkpointer, options.init_checkpoint, options.device, resume, start, options.max_iter
     )
     with usage_errors_unlogged():
-        trainer.train(start, options.max_iter)
+        # Learning rates end at max_iter; a checkpoint can be beyond it.
+        trainer.train(start, max(start, options.max_iter))
     return trainer
 
 

@@ -44,6 +44,7 @@ WRITTEN = {
     "report.py output/demo": ("output/demo/people/report.html",),
     "convert_checkpoint.py": ("r50.safetensors",),
     "mask_rcnn_shapes_nl.yaml \\\n    OUTPUT_DIR": ("output/shapes/model_final.pth",),
+    "SOLVER.ACCUMULATE": ("output/parts/model_final.pth",),
     "--eval-only MODEL.WEIGHTS output/demo": (
         "output/shapes/inference/coco_instances_results.json",
     ),

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetMapper
 from omegaconf import DictConfig
 
 from nl_detectron.checkpoint import CheckpointError
+from nl_detectron.data import ImageMapper
 from nl_detectron.engine import build_model_of, check_lazy_cfg, load_lazy_cfg
 from nl_detectron.engine.config import resolve_config_file
-from nl_detectron.engine.lazy import evaluate_weights, train
+from nl_detectron.engine.lazy import _loader, evaluate_weights, train
+from nl_detectron.engine.loop import AccumulatingTrainer
 from nl_detectron.errors import UsageError
 from tests.places import TOOLS
 
@@ -88,6 +91,43 @@ def test_trains_evaluates_and_resumes(config, tmp_path, log):
     torch.save({"model": stock}, output / "stock.pth")
     with pytest.raises(CheckpointError, match=r"1 tensors are missing \(backbone.fpn_lateral2"):
         train(load(config, output, weights, "train.max_iter=1"), resume=False)
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_and_averaged_weights(config, tmp_path, log):
+    output = tmp_path / "output"
+    output.mkdir()
+    opts = ("train.accumulate=2", "train.model_ema.enabled=True", "train.model_ema.decay=0.5")
+    cfg = load(config, output, *opts)
+    check_lazy_cfg(cfg)
+    trainer = train(cfg, resume=False)
+    assert isinstance(trainer, AccumulatingTrainer) and trainer.data_loader.batch_size == 1
+    content = torch.load(output / "model_final.pth", weights_only=True)
+    trained = content["trainer"]["hooks"]["WeightAveraging"]["trained"]
+    name = "backbone.bottom_up.res4.nl4.out.weight"
+    assert torch.equal(trained[name], trainer.model.state_dict()[name])
+    assert not torch.equal(content["model"][name], trained[name])
+    results = evaluate_weights(
+        load(config, output, f"train.init_checkpoint={output / 'model_final.pth'}")
+    )
+    assert results["bbox"]["AP"] == last_metrics(output)["bbox/AP"]
+    train(load(config, output, *opts, "train.max_iter=1"), resume=True)
+    assert "Nothing is left to train: 2 iterations are done" in log.text
+
+
+def test_images_are_read_as_in_prediction(config, tmp_path, small_sets):
+    """Where a config has Detectron2's mapper, as a class or by its name; another one stays."""
+    cfg = load(config, tmp_path)
+    name = "detectron2.data.dataset_mapper.DatasetMapper"
+    for target in (cfg.dataloader.test.mapper._target_, name):
+        cfg.dataloader.test.mapper._target_ = target
+        assert isinstance(_loader(cfg.dataloader.test).dataset._map_func._obj, ImageMapper)
+    cfg.dataloader.test.mapper._target_ = Other
+    assert type(_loader(cfg.dataloader.test).dataset._map_func._obj) is Other
+
+
+class Other(DatasetMapper):
+    pass
 
 
 @pytest.mark.slow

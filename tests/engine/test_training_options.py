@@ -1,6 +1,7 @@
 """One short training with many of the options that are ours, and what comes after it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,10 +77,13 @@ def test_the_averaged_weights_are_saved_and_evaluated(trained, small_sets, log):
         assert torch.equal(resumed.model.state_dict()[key], value), key
 
 
-def test_resume_says_where_nothing_is_left_to_train(trained, small_sets, log):
+def test_resume_says_where_nothing_is_left_to_train(trained, small_sets, tmp_path, log):
     output, *_ = trained
-    finished = Trainer(options(small_sets, output, "SOLVER.MAX_ITER", 2))
+    for name in ("model_final.pth", "last_checkpoint"):
+        shutil.copy(output / name, tmp_path)
+    finished = Trainer(options(small_sets, tmp_path, "SOLVER.MAX_ITER", 2))
     finished.resume_or_load(resume=True)
+    finished.train()
     assert "Nothing is left to train: 3 iterations are done, and the config asks for 2" in log.text
 
 
