@@ -20,7 +20,13 @@ from ..log import logger
 from ..model_zoo import get_config_file
 
 # What Detectron2's default_setup reads from `train` although configs/common/train.py lacks it
-OPTIONAL_TRAIN_KEYS = ("seed", "cudnn_benchmark", "float32_precision")
+OPTIONAL_TRAIN_KEYS = (
+    "seed",
+    "cudnn_benchmark",
+    "float32_precision",
+    "best_metric",
+    "early_stopping_patience",
+)
 
 
 def load_cfg(

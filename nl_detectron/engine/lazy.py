@@ -20,6 +20,7 @@ from torch import nn
 from ..checkpoint import NonLocalCheckpointer
 from ..errors import UsageError
 from ..evaluation import log_tables
+from .best import may_end_early, with_best
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
 from .launch import ddp
@@ -113,27 +114,35 @@ def train(
         trainer=trainer,
     )
 
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            NonLocalMonitor(model),
-        ]
-    )
     # Checkpoints before evaluations, so that one which fails loses no training; the writers last,
     # so that they write what the evaluation found.
-    if comm.is_main_process():
-        trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer)])
-    trainer.register_hooks([hooks.EvalHook(options.eval_period, lambda: evaluate(cfg, model))])
-    if comm.is_main_process():
-        writers = default_writers(options.output_dir, options.max_iter)
-        trainer.register_hooks([hooks.PeriodicWriter(writers, period=options.log_period)])
+    is_main = comm.is_main_process()
+    writers = default_writers(options.output_dir, options.max_iter) if is_main else []
+    trainer.register_hooks(
+        with_best(
+            [
+                hooks.IterationTimer(),
+                hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+                NonLocalMonitor(model),
+                hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer)
+                if is_main
+                else None,
+                hooks.EvalHook(options.eval_period, lambda: evaluate(cfg, model)),
+                hooks.PeriodicWriter(writers, period=options.log_period) if is_main else None,
+            ],
+            checkpointer,
+            eval_period=options.eval_period,
+            metric=options.get("best_metric", ""),
+            patience=options.get("early_stopping_patience", 0),
+        )
+    )
 
     checkpointer.resume_or_load(options.init_checkpoint, resume=resume)
     resumed = resume and checkpointer.has_checkpoint()
     start = trainer.iter + 1 if resumed else 0  # a checkpoint holds the last iteration done
     log_start(checkpointer, options.init_checkpoint, options.device, resume, start)
-    trainer.train(start, options.max_iter)
+    with may_end_early():
+        trainer.train(start, options.max_iter)
     return trainer
 
 

@@ -19,6 +19,7 @@ from ..checkpoint import NonLocalCheckpointer
 from ..evaluation import build_evaluator, log_tables
 from ..log import logger
 from ..solver import build_optimizer
+from .best import may_end_early, with_best
 from .launch import ddp
 from .monitor import NonLocalMonitor
 
@@ -74,7 +75,23 @@ class Trainer(DefaultTrainer):
         ret.insert(0, NonLocalMonitor(self.model))  # before the hook that writes what it found
         if self.cfg.TEST.AUG.ENABLED:
             ret.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
-        return ret
+        test = self.cfg.TEST
+        return with_best(
+            ret,
+            self.checkpointer,
+            eval_period=test.EVAL_PERIOD,
+            metric=test.BEST_METRIC,
+            patience=test.EARLY_STOPPING_PATIENCE,
+        )
+
+    def train(self) -> OrderedDict | None:
+        # In the place of DefaultTrainer's own, whose last lines an early end would leave out
+        with may_end_early():
+            super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
+        if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
+            return None
+        verify(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -118,9 +135,7 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.AUG.ENABLED:
             results.update(cls.test_with_tta(cfg, model))
         if comm.is_main_process():
-            # A task that the annotations do not allow has no figures.
-            expected: dict[str, dict] = {task: {} for task, *_ in cfg.TEST.EXPECTED_RESULTS}
-            verify_results(cfg, {**expected, **results})
+            verify(cfg, results)
         return results
 
     @classmethod
@@ -130,6 +145,12 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{name}_TTA", figures) for name, figures in results.items())
+
+
+def verify(cfg: CfgNode, results: OrderedDict) -> None:
+    """Detectron2's check of ``TEST.EXPECTED_RESULTS``, of which a task may have no figures."""
+    expected: dict[str, dict] = {task: {} for task, *_ in cfg.TEST.EXPECTED_RESULTS}
+    verify_results(cfg, {**expected, **results})
 
 
 def log_start(
