@@ -57,6 +57,12 @@ def add_non_local_config(cfg: CfgNode) -> None:
     # The same of the block's other layers: g, out and norm
     cfg.SOLVER.NON_LOCAL_OTHERS_LR_FACTOR = 1.0
 
+    # The figure by which model_best.pth is kept, such as "bbox/AP" or "keypoints/AP50" (with
+    # several DATASETS.TEST "name/bbox/AP"); "" for the AP of the first task
+    cfg.TEST.BEST_METRIC = ""
+    # Training ends when this many evaluations in a row (TEST.EVAL_PERIOD) brought none that is
+    # better by TEST.BEST_METRIC; 0 for never
+    cfg.TEST.EARLY_STOPPING_PATIENCE = 0
     # Average the weights over the iterations (EMA). What is evaluated, and what checkpoints hold as
     # the model, are then the averaged weights; --resume goes on from the trained ones.
     cfg.MODEL_EMA = CfgNode()

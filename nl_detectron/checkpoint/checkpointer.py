@@ -80,6 +80,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         self.report: LoadReport | None = None
         self._must_be_complete = complete
         self._query: dict[str, list[str]] = {}
+        self._is_last = True
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As :meth:`DetectionCheckpointer.load`.
@@ -103,8 +104,13 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         self._compare_blocks(content.get("config"))
         return content
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """As :meth:`Checkpointer.save`, with the config as YAML text and the versions inside."""
+    def save(self, name: str, *, is_last: bool = True, **kwargs: Any) -> None:
+        """As :meth:`Checkpointer.save`, with the config as YAML text and the versions inside.
+
+        Args:
+            is_last: training resumes from this one.
+        """
+        self._is_last = is_last
         about: dict[str, Any] = {"versions": versions()}
         if self.cfg is not None:
             about["config"] = self.cfg.dump()
@@ -115,6 +121,10 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             path = os.path.join(self.save_dir, f"{name}.safetensors")
             about["versions"] = json.dumps(about["versions"])
             write_safetensors(path, self.model.state_dict(), about)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if self._is_last:
+            super().tag_last_checkpoint(last_filename_basename)
 
     def _compare_blocks(self, stored: object) -> None:
         """Warns of what blocks compute otherwise than in training, which no tensor shows."""

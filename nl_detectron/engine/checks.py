@@ -26,6 +26,7 @@ from ..log import logger
 from ..modeling.backbone import check_placement
 from ..modeling.keypoint_head import check_keypoint_head_placement
 from ..solver import OPTIMIZERS, check_lr_factors
+from .best import check_best
 from .launch import num_cpu_cores
 from .solver_checks import check_lazy_solver, check_solver
 
@@ -67,6 +68,12 @@ def check_cfg(
     check_model(cfg)
     for note in unused_options(cfg):
         logger.warning(note)
+    check_best(
+        cfg.TEST.BEST_METRIC,
+        cfg.TEST.EARLY_STOPPING_PATIENCE,
+        cfg.TEST.EVAL_PERIOD,
+        keys=("TEST.BEST_METRIC", "TEST.EARLY_STOPPING_PATIENCE", "TEST.EVAL_PERIOD"),
+    )
     check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
     check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=resume)
     if not eval_only and not cfg.DATASETS.TRAIN:
@@ -92,6 +99,12 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
     train = cfg.train
     if not eval_only:
         check_lazy_solver(cfg)
+    check_best(
+        train.get("best_metric", ""),
+        train.get("early_stopping_patience", 0),
+        train.eval_period,
+        keys=("train.best_metric", "train.early_stopping_patience", "train.eval_period"),
+    )
     check_output_dir("train.output_dir", train.output_dir)
     check_weights("train.init_checkpoint", train.init_checkpoint, train.output_dir, resume=resume)
     for loader in ("test",) if eval_only else ("train", "test"):

@@ -22,7 +22,15 @@ from .own_data import follow_datasets, follow_datasets_lazily
 
 # What Detectron2's default_setup, or our train(), reads from `train` although
 # configs/common/train.py lacks it
-OPTIONAL_TRAIN_KEYS = ("seed", "cudnn_benchmark", "float32_precision", "accumulate", "model_ema")
+OPTIONAL_TRAIN_KEYS = (
+    "seed",
+    "cudnn_benchmark",
+    "float32_precision",
+    "accumulate",
+    "model_ema",
+    "best_metric",
+    "early_stopping_patience",
+)
 
 
 def load_cfg(

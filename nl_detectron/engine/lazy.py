@@ -24,6 +24,7 @@ from ..errors import UsageError
 from ..evaluation import log_tables
 from ..log import logger
 from .averaging import WeightAveraging
+from .best import may_end_early, with_best
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
 from .launch import ddp
@@ -130,27 +131,28 @@ def train(
         trainer=trainer,
     )
 
-    averaging = None
-    if OmegaConf.select(options, "model_ema.enabled"):
-        averaging = WeightAveraging(model, decay=options.model_ema.get("decay", 0.999))
-    trainer.register_hooks(
+    # Checkpoints before evaluations, so that one which fails loses no training; the writers last,
+    # so that they write what the evaluation found.
+    is_main = comm.is_main_process()
+    writers = default_writers(options.output_dir, options.max_iter) if is_main else []
+    registered = with_best(
         [
-            averaging,
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             NonLocalMonitor(model),
-        ]
+            hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer) if is_main else None,
+            hooks.EvalHook(options.eval_period, lambda: evaluate(cfg, model)),
+            hooks.PeriodicWriter(writers, period=options.log_period) if is_main else None,
+        ],
+        checkpointer,
+        eval_period=options.eval_period,
+        metric=options.get("best_metric", ""),
+        patience=options.get("early_stopping_patience", 0),
     )
-    # Checkpoints before evaluations, so that one which fails loses no training; the writers last,
-    # so that they write what the evaluation found.
-    if comm.is_main_process():
-        trainer.register_hooks([hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer)])
-    trainer.register_hooks([hooks.EvalHook(options.eval_period, lambda: evaluate(cfg, model))])
-    if comm.is_main_process():
-        writers = default_writers(options.output_dir, options.max_iter)
-        trainer.register_hooks([hooks.PeriodicWriter(writers, period=options.log_period)])
-    if averaging is not None:  # around all that evaluates and saves
-        trainer.register_hooks([averaging.last()])
+    if OmegaConf.select(options, "model_ema.enabled"):  # around all that evaluates and saves
+        averaging = WeightAveraging(model, decay=options.model_ema.get("decay", 0.999))
+        registered = [averaging, *registered, averaging.last()]
+    trainer.register_hooks(registered)
 
     checkpointer.resume_or_load(options.init_checkpoint, resume=resume)
     resumed = resume and checkpointer.has_checkpoint()
@@ -158,7 +160,7 @@ def train(
     log_start(
         checkpointer, options.init_checkpoint, options.device, resume, start, options.max_iter
     )
-    with usage_errors_unlogged():
+    with usage_errors_unlogged(), may_end_early():
         # Learning rates end at max_iter; a checkpoint can be beyond it.
         trainer.train(start, max(start, options.max_iter))
     return trainer

@@ -30,6 +30,7 @@ from ..evaluation import build_evaluator, log_tables
 from ..log import logger
 from ..solver import build_optimizer
 from .averaging import WeightAveraging
+from .best import may_end_early, with_best
 from .launch import ddp
 from .loop import build_loop, usage_errors_unlogged
 from .monitor import NonLocalMonitor
@@ -91,19 +92,32 @@ class Trainer(DefaultTrainer):
             self.max_iter,
         )
 
-    def train(self) -> OrderedDict | None:
-        with usage_errors_unlogged():
-            return super().train()
-
     def build_hooks(self) -> list[hooks.HookBase]:
         ret = super().build_hooks()
         ret.insert(0, NonLocalMonitor(self.model))  # before the hook that writes what it found
         if self.cfg.TEST.AUG.ENABLED:
             ret.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
+        test = self.cfg.TEST
+        ret = with_best(
+            ret,
+            self.checkpointer,
+            eval_period=test.EVAL_PERIOD,
+            metric=test.BEST_METRIC,
+            patience=test.EARLY_STOPPING_PATIENCE,
+        )
         if self.cfg.MODEL_EMA.ENABLED:  # around all that evaluates and saves
             averaging = WeightAveraging(self.model, decay=self.cfg.MODEL_EMA.DECAY)
             ret = [averaging, *ret, averaging.last()]
         return ret
+
+    def train(self) -> OrderedDict | None:
+        # In the place of DefaultTrainer's own, whose last lines an early end would leave out
+        with usage_errors_unlogged(), may_end_early():
+            super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
+        if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
+            return None
+        verify(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
@@ -181,9 +195,7 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.AUG.ENABLED:
             results.update(cls.test_with_tta(cfg, model))
         if comm.is_main_process():
-            # A task that the annotations do not allow has no figures.
-            expected: dict[str, dict] = {task: {} for task, *_ in cfg.TEST.EXPECTED_RESULTS}
-            verify_results(cfg, {**expected, **results})
+            verify(cfg, results)
         return results
 
     @classmethod
@@ -193,6 +205,12 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{name}_TTA", figures) for name, figures in results.items())
+
+
+def verify(cfg: CfgNode, results: OrderedDict) -> None:
+    """Detectron2's check of ``TEST.EXPECTED_RESULTS``, of which a task may have no figures."""
+    expected: dict[str, dict] = {task: {} for task, *_ in cfg.TEST.EXPECTED_RESULTS}
+    verify_results(cfg, {**expected, **results})
 
 
 def log_start(

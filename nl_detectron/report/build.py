@@ -20,6 +20,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from ..data.images import read_image
+from ..engine.best import read_best
 from ..engine.config import load_cfg
 from ..errors import UsageError
 from ..evaluation import Errors, Examined, TaskResult, evaluate_in_detail, find_errors
@@ -111,7 +112,13 @@ def _curves(run: Path) -> Section:
     if not any("total_loss" in record for record in read_metrics(run / "metrics.json")):
         return Section("Training", note="No losses were logged.")
     curves = figure_picture(plot_training_curves(run / "metrics.json"))
-    return Section("Training", pictures=[picture(curves, "Losses and learning rate")])
+    pictures = [picture(curves, "Losses, learning rate and, where it was evaluated, AP")]
+    best = read_best(str(run))
+    if best is None:
+        return Section("Training", pictures=pictures)
+    text = f"The best checkpoint is model_best.pth: {best['metric']} {best['value']:.2f} at "
+    text += f"iteration {best['iteration']}."
+    return Section("Training", text=text, pictures=pictures)
 
 
 def _no_results(run: Path) -> Section:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from nl_detectron.checkpoint import CheckpointError
 from nl_detectron.data import ImageMapper
-from nl_detectron.engine import build_model_of, check_lazy_cfg, load_lazy_cfg
+from nl_detectron.engine import build_model_of, check_lazy_cfg, lazy, load_lazy_cfg
 from nl_detectron.engine.config import resolve_config_file
 from nl_detectron.engine.lazy import _loader, evaluate_weights, train
 from nl_detectron.engine.loop import AccumulatingTrainer
@@ -220,3 +220,16 @@ def test_names_of_the_zoo_and_their_models():
     assert lazy.state_dict().keys() == yaml.state_dict().keys()
     with pytest.raises(UsageError, match="the closest are"):
         load_lazy_cfg("mask_rcnn_R_50_nl.py")
+
+
+def test_the_best_checkpoint_and_an_early_end(config, tmp_path, log, monkeypatch):
+    figures = iter([{"bbox": {"AP": ap}} for ap in (5.0, 9.0, 8.0, 7.0)])
+    monkeypatch.setattr(lazy, "evaluate", lambda cfg, model: next(figures))
+    options = ("train.max_iter=9", "train.eval_period=1", "train.early_stopping_patience=1")
+    output = tmp_path / "output"
+    train(load(config, output, *options, "train.best_metric=bbox/AP"), resume=False)
+    assert "Early stopping at iteration 3 of 9" in log.text
+    assert f"Best: bbox/AP 9.00 at iteration 2, in {output / 'model_best.pth'}" in log.text
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    with pytest.raises(UsageError, match="train.best_metric 'AP' is no figure"):
+        check_lazy_cfg(load(config, output, "train.best_metric=AP"))

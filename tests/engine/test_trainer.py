@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     DatasetEvaluators,
@@ -242,3 +243,47 @@ def test_weights_that_do_not_fit_end_the_script_in_one_line(tmp_path, generated_
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert "error: the weights do not fit the model: no tensor in it fits the model" in errors[0]
     assert "Traceback" not in result.stderr
+
+
+def test_the_best_checkpoint_and_an_early_end(small_sets, tmp_path, log, monkeypatch):
+    figures = iter([{"bbox": {"AP": ap}} for ap in (5.0, 9.0, 8.0, 7.0)])
+    monkeypatch.setattr(Trainer, "test", lambda *args: next(figures))
+    options = ("SOLVER.MAX_ITER", "9", "TEST.EVAL_PERIOD", "1", "TEST.EXPECTED_RESULTS")
+    options += ("[['bbox', 'AP', 7.0, 0.1]]", "TEST.EARLY_STOPPING_PATIENCE", "1")
+    trainer = Trainer(quick_cfg("shapes", small_sets, tmp_path, *options))
+    trainer.resume_or_load(resume=False)
+    assert trainer.train() == {"bbox": {"AP": 7.0}}  # which is what was expected
+    assert "Early stopping at iteration 3 of 9" in log.text
+    assert f"Best: bbox/AP 9.00 at iteration 2, in {tmp_path / 'model_best.pth'}" in log.text
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert best["iteration"] == 1 and "config" in best
+    resumed = Trainer(quick_cfg("shapes", small_sets, tmp_path, *options))
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 3
+
+
+def test_tables_after_an_evaluation_alone(small_sets, tmp_path, log):
+    """And figures of every other task where one is left out."""
+    name = small_sets["shapes"]
+    metadata = MetadataCatalog.get(name)
+    content = json.loads(Path(metadata.json_file).read_text())
+    content["annotations"][0]["segmentation"] = []
+    file = tmp_path / "annotations.json"
+    file.write_text(json.dumps(content))
+    register_coco_instances("without_a_mask", {}, str(file), metadata.image_root)
+    options = ("DATASETS.TEST", "('without_a_mask',)", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
+    expected = ("TEST.EXPECTED_RESULTS", "[['segm', 'AP', 7.0, 0.1]]")
+    try:
+        results = Trainer.evaluate(
+            quick_cfg("shapes", small_sets, tmp_path, *options), resume=False
+        )
+        with pytest.raises(SystemExit):  # what is left out is not as expected
+            cfg = quick_cfg("shapes", small_sets, tmp_path, *options, *expected)
+            Trainer.evaluate(cfg, resume=False)
+    finally:
+        DatasetCatalog.remove("without_a_mask")
+        MetadataCatalog.remove("without_a_mask")
+    assert set(results) == {"bbox"} and results["bbox"]["AP"] >= 0
+    assert "segm is not evaluated: no mask in 1 of " in log.text
+    assert "AP by class:" in log.text and "Kinds of error (TIDE)" in log.text
+    assert "truth \\ found as" in log.text
