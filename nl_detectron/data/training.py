@@ -16,7 +16,7 @@ from .prepare import Prepared, prepare
 CROWD = "of a crowd"
 NO_SIZE = "with a box of no size in the image"
 NO_MASK = "without a mask"
-ELSEWHERE = "in images that are left out, or not read by Detectron2"
+ELSEWHERE = "of images that are not there or are left out"
 
 
 def check_usable(prepared: Prepared, *, mask_format: str | None, keypoints: bool) -> None:

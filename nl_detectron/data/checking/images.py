@@ -149,7 +149,8 @@ def check_files(
         _check_name(image, findings)
         for sort in seen.sorts:
             findings.add(MODES[sort], id, image=id)
-        _check_size(image, seen, extents.get(id, (0, 0)), findings)
+        extent = extents.get(id, (0, 0)) if isinstance(id, (int, str)) else (0, 0)
+        _check_size(image, seen, extent, findings)
 
 
 def _find(images: list[dict], image_root: str) -> dict[str, str]:
