@@ -207,7 +207,7 @@ def test_any_file_is_refused_in_one_line_or_used_with_all_counted(
 def assert_counted(prepared, dicts: list[dict], masks: bool, keypoints: bool) -> None:
     """What is trained on, and what is left out, make all annotations."""
     try:
-        check_usable(prepared, mask_format="bitmask" if masks else None, keypoints=keypoints)
+        check_usable([prepared], mask_format="bitmask" if masks else None, keypoints=keypoints)
     except UsageError as error:
         assert_one_line(error)
         return
