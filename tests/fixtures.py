@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -35,6 +36,15 @@ def own_cache(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         # Matplotlib's list of fonts, which takes seconds, may stay where it is.
         patch.setenv("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """A folder of this session's own for what is known of annotation files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # whose fonts are kept
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -1,7 +1,7 @@
 """What of a dataset a model can be trained on, and what it is trained on."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,41 +16,43 @@ from .prepare import Prepared, prepare
 CROWD = "of a crowd"
 NO_SIZE = "with a box of no size in the image"
 NO_MASK = "without a mask"
-ELSEWHERE = "in images that are left out, or not read by Detectron2"
+ELSEWHERE = "of images that are not there or are left out"
 
 
-def check_usable(prepared: Prepared, *, mask_format: str | None, keypoints: bool) -> None:
-    """Checks that a file has what a model is trained on.
+def check_usable(prepared: Sequence[Prepared], *, mask_format: str | None, keypoints: bool) -> None:
+    """Checks that the files of a training have what a model is trained on.
 
     Args:
+        prepared: what is known of each file.
         mask_format: Detectron2's INPUT.MASK_FORMAT for a model with masks, else None.
         keypoints: the model has keypoints.
 
     Raises:
-        UsageError: naming the file and what it lacks.
+        UsageError: naming the files and what they lack.
     """
-    objects, file = prepared.objects, prepared.original
-    of = f"none of its {prepared.num_annotations:,} annotations"
-    if not prepared.num_images:
-        raise UsageError(f"{file} has no images: there is nothing to train on")
-    if not objects.boxes:
+    for file in prepared:
+        if not file.num_images:
+            raise UsageError(f"{file.original} has no images: there is nothing to train on")
+        if mask_format == "polygon" and file.objects.run_lengths:
+            raise UsageError(
+                f"{file.original} has masks as run lengths (RLE), of {file.objects.run_lengths:,} "
+                "annotations, which INPUT.MASK_FORMAT polygon cannot read; use INPUT.MASK_FORMAT "
+                "bitmask (in a LazyConfig, instance_mask_format)"
+            )
+    if not prepared:
+        return
+    total = sum(file.num_annotations for file in prepared)
+    none = f"{', '.join(file.original for file in prepared)}: none of {total:,} annotations"
+    if not any(file.objects.boxes for file in prepared):
+        raise UsageError(f"{none} can be trained on, which takes a box of some size and iscrowd 0")
+    if mask_format and not any(file.objects.masks for file in prepared):
         raise UsageError(
-            f"{file}: {of} can be trained on, which takes a box of some size and iscrowd 0"
+            f"{none} has a mask to train one with; use MODEL.MASK_ON False (in a LazyConfig, a "
+            "model without a mask head)"
         )
-    if mask_format and not objects.masks:
+    if keypoints and not any(file.objects.keypoints for file in prepared):
         raise UsageError(
-            f"{file}: {of} has a mask to train one with; use MODEL.MASK_ON False (in a LazyConfig, "
-            "a model without a mask head)"
-        )
-    if mask_format == "polygon" and objects.run_lengths:
-        raise UsageError(
-            f"{file} has masks as run lengths (RLE), of {objects.run_lengths:,} annotations, which "
-            "INPUT.MASK_FORMAT polygon cannot read; use INPUT.MASK_FORMAT bitmask (in a "
-            "LazyConfig, instance_mask_format)"
-        )
-    if keypoints and not objects.keypoints:
-        raise UsageError(
-            f"{file}: {of} has a labelled keypoint to train one with; use MODEL.KEYPOINT_ON False"
+            f"{none} has a labelled keypoint to train one with; use MODEL.KEYPOINT_ON False"
         )
 
 

@@ -85,9 +85,13 @@ def check_cfg(
         raise UsageError("DATASETS.TEST is empty: there is nothing to evaluate on")
     train = () if eval_only else cfg.DATASETS.TRAIN
     names = list(dict.fromkeys((*train, *cfg.DATASETS.TEST)))
-    for name in names:
-        _check_dataset(name, cfg)
+    prepared = {name: _check_dataset(name, cfg) for name in names}
     _check_same_classes(names)
+    check_usable(
+        [file for name in train if (file := prepared[name])],
+        mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        keypoints=cfg.MODEL.KEYPOINT_ON,
+    )
 
 
 def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = False) -> None:
@@ -107,6 +111,7 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
     )
     check_output_dir("train.output_dir", train.output_dir)
     check_weights("train.init_checkpoint", train.init_checkpoint, train.output_dir, resume=resume)
+    trained_on = []
     for loader in ("test",) if eval_only else ("train", "test"):
         names = OmegaConf.select(cfg.dataloader, f"{loader}.dataset.names") or ()
         for name in (names,) if isinstance(names, str) else names:
@@ -115,13 +120,15 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
             if prepared:
                 _stop_at_findings(name, prepared)
             if prepared and loader == "train":
-                mapper = OmegaConf.select(cfg.dataloader, "train.mapper") or {}
-                mask_format = mapper.get("instance_mask_format", "polygon")
-                check_usable(
-                    prepared,
-                    mask_format=mask_format if mapper.get("use_instance_mask") else None,
-                    keypoints=bool(mapper.get("use_keypoint")),
-                )
+                trained_on.append(prepared)
+    mapper = OmegaConf.select(cfg.dataloader, "train.mapper") or {}
+    check_usable(
+        trained_on,
+        mask_format=mapper.get("instance_mask_format", "polygon")
+        if mapper.get("use_instance_mask")
+        else None,
+        keypoints=bool(mapper.get("use_keypoint")),
+    )
 
 
 def _check_device(cfg: CfgNode, eval_only: bool, num_gpus: int, num_machines: int) -> None:
@@ -304,7 +311,7 @@ def check_dataset_files(name: str) -> None:
             )
 
 
-def _check_dataset(name: str, cfg: CfgNode) -> None:
+def _check_dataset(name: str, cfg: CfgNode) -> Prepared | None:
     check_dataset_files(name)
     metadata = MetadataCatalog.get(name)
     evaluator_type = metadata.get("evaluator_type")
@@ -313,16 +320,11 @@ def _check_dataset(name: str, cfg: CfgNode) -> None:
             f"dataset {name!r} has evaluator_type {evaluator_type!r} in its metadata, for which "
             f"there is no evaluator; there are some for {', '.join(EVALUATORS)}"
         )
-    is_training = name in cfg.DATASETS.TRAIN
-    if prepared := _check_annotations(name, training=is_training):
+    prepared = _check_annotations(name, training=name in cfg.DATASETS.TRAIN)
+    if prepared:
         _stop_at_findings(name, prepared)
         _check_coco_json(name, prepared, cfg)
-        if is_training:
-            check_usable(
-                prepared,
-                mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
-                keypoints=cfg.MODEL.KEYPOINT_ON,
-            )
+    return prepared
 
 
 def _check_annotations(name: str, *, training: bool) -> Prepared | None:

@@ -180,7 +180,7 @@ def _loader(node: DictConfig, **changed: Any) -> Iterable[list[dict]]:
     return instantiate(arguments | changed)
 
 
-def _build_train_loader(node: DictConfig, *, parts: int) -> Iterable[list[dict]]:
+def _build_train_loader(node: DictConfig, *, parts: int = 1) -> Iterable[list[dict]]:
     """What the node describes, of what the model can be trained on.
 
     Args:

@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from nl_detectron.data.prepare import prepare
+
 W, H = 64, 48
 POINTS = ["top_left", "top_right", "centre", "bottom_left", "bottom_right"]
 COLOURS = ((0, 0, 255), (0, 255, 0), (255, 0, 0))
@@ -65,3 +67,11 @@ def spoil(content: dict, change: Callable[[dict], object], *, of: str, every: in
 def write(content: dict, file: Path, encoding: str = "utf-8") -> str:
     file.write_text(json.dumps(content), encoding=encoding)
     return str(file)
+
+
+def prepare_annotations(file: str, images: str) -> str:
+    """The file that a dataset of one's own reads."""
+    prepared = prepare(file, images)
+    prepared.stop(corrected=True)
+    prepared.log()
+    return prepared.json_file

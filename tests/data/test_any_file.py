@@ -3,15 +3,19 @@
 ``HYPOTHESIS_PROFILE=long`` makes 1,000 of them; by default there are 100.
 """
 
+import contextlib
 import copy
+import logging
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
@@ -19,6 +23,7 @@ from pycocotools.coco import COCO
 from nl_detectron.data.prepare import prepare
 from nl_detectron.data.training import check_usable, usable_for_training
 from nl_detectron.errors import UsageError
+from nl_detectron.log import logger
 from tests.data.own_data import H, W, make, write
 
 settings.register_profile("short", max_examples=100)
@@ -105,17 +110,23 @@ WHOLE = st.sampled_from(("",) * 6 + ("ids_as_text", "twice", "no_info", "no_anno
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory) -> Path:
+    """With images to which entries may come to point."""
     folder = tmp_path_factory.mktemp("any")
-    make(folder)
+    (folder / "images/sub").mkdir(parents=True)
     Image.new("RGBA", (W, H)).save(folder / "images/alpha.png")
     (folder / "images/broken.png").write_bytes(b"no image")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (W, H)).save(folder / "images/turned.jpg", exif=exif)
-    (folder / "images/sub").mkdir()
     Image.new("RGB", (W, H)).save(folder / "images/sub/5.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def contents(folder) -> list[dict]:
+    """Without and with keypoints."""
+    return [make(folder, keypoints=keypoints) for keypoints in (False, True)]
 
 
 def spoilt(content: dict, faults: list, whole: str) -> dict:
@@ -153,9 +164,9 @@ def spoilt(content: dict, faults: list, whole: str) -> dict:
     st.booleans(),
 )
 def test_any_file_is_refused_in_one_line_or_used_with_all_counted(
-    folder, keypoints, faults, whole, encoding, masks
+    folder, contents, keypoints, faults, whole, encoding, masks
 ):
-    content = spoilt(make(folder, keypoints=keypoints), faults, whole)
+    content = spoilt(contents[keypoints], faults, whole)
     file = write(content, folder / "a.json", encoding)
     images = str(folder / "images")
     try:
@@ -163,17 +174,21 @@ def test_any_file_is_refused_in_one_line_or_used_with_all_counted(
         prepared.stop(corrected=True)
     except UsageError as error:
         assert_one_line(error)
+        event("refused")
         return
+    event("used as it is" if prepared.json_file == file else "corrected")
     # It can be read, its masks decode, and each annotation is in it or counted.
     truth = COCO(prepared.json_file)
     gone = sum(f.count for f in prepared.findings if "image_id of no image" in f.kind.what)
     annotations = truth.dataset.get("annotations", [])
+    annotations = [a for a in annotations if a["image_id"] in truth.imgs]
     total = len(content.get("annotations", []))
     assert len(annotations) + gone == total == prepared.num_annotations
     for annotation in annotations:
         image = truth.imgs[annotation["image_id"]]
         if "segmentation" in annotation:
             assert truth.annToMask(annotation).shape == (image["height"], image["width"])
+    MetadataCatalog.pop("any_file", None)
     dicts = load_coco_json(prepared.json_file, images, "any_file")
     assert all(Path(record["file_name"]).is_file() for record in dicts)
     loaded = sum(len(record["annotations"]) for record in dicts)
@@ -192,14 +207,14 @@ def test_any_file_is_refused_in_one_line_or_used_with_all_counted(
 def assert_counted(prepared, dicts: list[dict], masks: bool, keypoints: bool) -> None:
     """What is trained on, and what is left out, make all annotations."""
     try:
-        check_usable(prepared, mask_format="bitmask" if masks else None, keypoints=keypoints)
+        check_usable([prepared], mask_format="bitmask" if masks else None, keypoints=keypoints)
     except UsageError as error:
         assert_one_line(error)
         return
-    lines = []
-    usable = usable_for_training(
-        dicts, masks=masks, keypoints=keypoints, total=prepared.num_annotations, log=lines.append
-    )
+    with logged() as lines:
+        usable = usable_for_training(
+            dicts, masks=masks, keypoints=keypoints, total=prepared.num_annotations
+        )
     trained = sum(len(record["annotations"]) for record in usable)
     assert trained > 0
     numbers = [int(word) for word in lines[0].replace(",", "").split() if word.isdigit()]
@@ -209,6 +224,18 @@ def assert_counted(prepared, dicts: list[dict], masks: bool, keypoints: bool) ->
     assert trained + counted == prepared.num_annotations
     if keypoints:
         assert len({len(a["keypoints"]) for r in usable for a in r["annotations"]}) == 1
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[str]]:
+    """What is logged, of each example of its own, as no fixture is."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
 
 
 def assert_one_line(error: UsageError) -> None:

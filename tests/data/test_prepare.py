@@ -9,17 +9,8 @@ from detectron2.data.datasets import load_coco_json
 from pycocotools.coco import COCO
 
 from nl_detectron.data.annotations import read_annotations
-from nl_detectron.data.prepare import prepare
 from nl_detectron.errors import UsageError
-from tests.data.own_data import H, W, make, spoil, write
-
-
-def prepare_annotations(file: str, images: str) -> str:
-    """What a dataset of one's own reads."""
-    prepared = prepare(file, images)
-    prepared.stop(corrected=True)
-    prepared.log()
-    return prepared.json_file
+from tests.data.own_data import H, W, make, prepare_annotations, spoil, write
 
 
 @pytest.fixture

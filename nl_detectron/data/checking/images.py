@@ -81,7 +81,6 @@ def look(file: str, *, decode: bool = False) -> Look | None:
     try:
         with Image.open(file) as image:
             size = image.size
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             sorts = [SORTS[image.mode]] if image.mode in SORTS else []
             sorts += ["16 bits"] if image.mode.startswith("I;") else []
             sorts += ["alpha"] if "transparency" in image.info else []
@@ -89,6 +88,9 @@ def look(file: str, *, decode: bool = False) -> Look | None:
             if decode:
                 image.seek(0)
                 image.load()
+            # A PNG's own getexif() would decode all of it, for data that may be at its end.
+            exif = image.getexif() if decode else Image.Image.getexif(image)
+            orientation = exif.get(ExifTags.Base.Orientation, 1)
             return Look(size, orientation if orientation in range(1, 9) else 1, tuple(sorts))
     # Pillow's readers raise many kinds of errors at broken files.
     except Exception as error:
@@ -149,7 +151,8 @@ def check_files(
         _check_name(image, findings)
         for sort in seen.sorts:
             findings.add(MODES[sort], id, image=id)
-        _check_size(image, seen, extents.get(id, (0, 0)), findings)
+        extent = extents.get(id, (0, 0)) if isinstance(id, (int, str)) else (0, 0)
+        _check_size(image, seen, extent, findings)
 
 
 def _find(images: list[dict], image_root: str) -> dict[str, str]:

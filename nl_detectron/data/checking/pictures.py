@@ -21,6 +21,7 @@ from .numbers import are_numbers
 
 TILE = 384  # pixels
 GAP = 8
+FAR = 1e4  # pixels beyond which Matplotlib need not draw
 
 
 def write_contact_sheet(
@@ -96,7 +97,7 @@ def _draw(
     if isinstance(mask, list):
         for polygon in mask:
             if isinstance(polygon, list) and _are_finite(polygon) and len(polygon) % 2 == 0:
-                points = np.array(polygon, np.float64).reshape(-1, 2) * scale
+                points = np.array(polygon, np.float64).reshape(-1, 2).clip(-FAR, FAR) * scale
                 visualizer.draw_polygon(points, color, alpha=0.4)
     elif isinstance(mask, dict) and mask.get("size") == list(image_size):
         runs = run_lengths(mask.get("counts"))
@@ -108,12 +109,13 @@ def _draw(
             visualizer.draw_binary_mask(pixels, color, alpha=0.4, area_threshold=0)
     box = annotation.get("bbox")
     if isinstance(box, list) and len(box) == 4 and _are_finite(box):
-        x, y, width, height = np.array(box, np.float64) * (*scale, *scale)
+        x, y, width, height = np.array(box, np.float64).clip(-FAR, FAR) * (*scale, *scale)
         visualizer.draw_box((x, y, x + width, y + height), edge_color=color)
+        x, y = np.clip((x, y), 0, TILE - 20)  # where the name can be read
         visualizer.draw_text(names.get(id, f"category {id}"), (x, y), color=color, font_size=8)
     keypoints = annotation.get("keypoints")
     if isinstance(keypoints, list) and len(keypoints) % 3 == 0 and _are_finite(keypoints):
-        for px, py, visibility in np.array(keypoints, np.float64).reshape(-1, 3).tolist():
+        for px, py, visibility in np.array(keypoints).reshape(-1, 3).clip(-FAR, FAR).tolist():
             if visibility > 0:
                 visualizer.draw_circle((px * scale[0], py * scale[1]), color, radius=3)
 
