@@ -19,7 +19,7 @@ class UsageError(ValueError):
     """
 
     def __init__(self, message: str, *, arguments: Sequence[str] = ()):
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.arguments = tuple(arguments)
 
     def on_command_line(self) -> str:
@@ -30,6 +30,14 @@ class UsageError(ValueError):
             shown = f"{name}=True" if f"{name}=True" in message else name
             message = re.sub(rf"(?<![\w.-]){shown}\b", flag, message, count=1)
         return message
+
+
+def one_line(text: str) -> str:
+    """A text without what would break a line or reach the terminal: ``\\n`` in its place.
+
+    Names of classes, files and tensors are anybody's.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager

@@ -242,8 +242,8 @@ def test_detectron1_mask_rcnn(tmp_path):
         (lambda w: [w.pop(n) for n in list(w) if "roi_heads" in n], "tensors are missing"),
         (lambda w: [w.pop(n) for n in list(w) if ".res5." in n], "tensors are missing"),
         (
-            lambda w: w.update({"roi_heads.box_predictor.cls_score.bias": torch.zeros(4)}),
-            r"1 tensors have another shape \(roi_heads.box_predictor.cls_score.bias\)",
+            lambda w: w.update({"roi_heads.box_head.fc1.bias": torch.zeros(4)}),
+            r"1 tensors have another shape \(roi_heads.box_head.fc1.bias\)",
         ),
         (
             lambda w: w.update({"backbone.bottom_up.res4.nl4.g.bias": torch.zeros(256)}),

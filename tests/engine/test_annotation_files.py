@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from nl_detectron.engine import Trainer, check_cfg, check_lazy_cfg, load_cfg
 from nl_detectron.engine.lazy import _build_train_loader
 from nl_detectron.errors import UsageError
-from tests.data.own_data import H, W, make, prepare_annotations, spoil, write
+from tests.data.own_data import POINTS, H, W, make, prepare_annotations, spoil, write
 from tests.models import make_narrow
 from tests.places import CONFIGS
 
@@ -135,6 +135,7 @@ def test_other_mistakes_end_the_run_with_one_line(own, tmp_path):
 def test_a_keypoint_model_needs_keypoints(own, tmp_path):
     content = make(tmp_path, keypoints=True)
     own(spoil(content, lambda a: a.update(keypoints=[0] * 15, num_keypoints=0), of="annotations"))
+    MetadataCatalog.get("own_train").set(keypoint_names=POINTS, keypoint_flip_map=[])
     points = (
         "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
         "5",
@@ -172,7 +173,7 @@ def lazy_cfg(mask_format: str) -> OmegaConf:
         total_batch_size=2,
         num_workers=0,
     )
-    train = {"output_dir": "out", "init_checkpoint": ""}
+    train = {"output_dir": "out", "init_checkpoint": "", "max_iter": 2, "eval_period": 0}
     return OmegaConf.create(
         {"train": train, "dataloader": {"train": loader}}, flags={"allow_objects": True}
     )

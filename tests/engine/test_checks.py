@@ -300,6 +300,11 @@ def test_errors_name_python_arguments_and_tools_name_flags():
     assert error.on_command_line() == "if you trust it, --trust-checkpoint and x.dtype"
 
 
+def test_what_others_called_things_stays_on_one_line():
+    error = UsageError("class 'a\x1b[31mb\r\nc\u2028d': é 猫")
+    assert str(error) == r"class 'a\x1b[31mb\r\nc\u2028d': é 猫"
+
+
 def test_exit_code_is_2(capsys):
     with pytest.raises(SystemExit) as exit, usage_errors():
         raise UsageError("so and so")
