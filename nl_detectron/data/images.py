@@ -66,7 +66,9 @@ def read_image(file: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ImageError(_too_large(path, "", max_pixels)) from None
     except UnidentifiedImageError:
         return _read_with_opencv(path, max_pixels)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # as Pillow's decoders raise
+    except ImageError:
+        raise
+    except Exception as error:  # of many kinds, as Pillow's decoders raise on damaged data
         raise ImageError(f"{path} cannot be read: {_one_line(error)}") from error
 
 
