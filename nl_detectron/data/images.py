@@ -14,6 +14,7 @@ from ..errors import UsageError
 
 # A 100-megapixel picture takes 0.3 GB, and its drawing a few times that.
 MAX_PIXELS = 100_000_000
+ORIENTATION = 274  # the EXIF tag
 
 # Filters of warnings are the process's, and images are opened in several threads.
 _filters = threading.Lock()
@@ -65,7 +66,9 @@ def read_image(file: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise ImageError(_too_large(path, "", max_pixels)) from None
     except UnidentifiedImageError:
         return _read_with_opencv(path, max_pixels)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # as Pillow's decoders raise
+    except ImageError:
+        raise
+    except Exception as error:  # of many kinds, as Pillow's decoders raise on damaged data
         raise ImageError(f"{path} cannot be read: {_one_line(error)}") from error
 
 
@@ -97,7 +100,8 @@ def _to_bgr(image: Image.Image) -> np.ndarray:
     # Loaded first: what cannot be decoded is then an error of its own, not one of the EXIF data.
     image.load()
     with contextlib.suppress(Exception):  # broken EXIF data is no reason to refuse the pixels
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # 16 or 32-bit integers or floats; convert() would clip them
         values = np.nan_to_num(np.asarray(image).astype(np.float64))
         if image.mode[0] == "I" and values.max(initial=0) > 255:
@@ -109,7 +113,8 @@ def _to_bgr(image: Image.Image) -> np.ndarray:
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+    rgb = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
 
 
 def _read_with_opencv(path: Path, max_pixels: int) -> np.ndarray:

@@ -3,10 +3,10 @@
 import io
 from typing import Any
 
+import cv2
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.utils.file_io import PathHandler, PathManager
-from PIL import Image
 
 from .images import ImageError, read_image
 
@@ -46,10 +46,9 @@ class _Decoded(PathHandler):
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **_: Any) -> io.BytesIO:
         file = PathManager.get_local_path(path.removeprefix(self.PREFIX))
-        decoded = io.BytesIO()
-        Image.fromarray(read_image(file)[:, :, ::-1]).save(decoded, "PPM")
-        decoded.seek(0)
-        return decoded
+        image = cv2.cvtColor(read_image(file), cv2.COLOR_BGR2RGB)
+        # as a PPM file, which is the pixels behind one line
+        return io.BytesIO(b"P6 %d %d 255\n" % image.shape[1::-1] + image.tobytes())
 
 
 PathManager.register_handler(_Decoded())

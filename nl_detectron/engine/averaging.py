@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..log import logger
+
 
 class WeightAveraging(HookBase):
     """Averages a model's weights and buffers after each step.
@@ -37,6 +39,12 @@ class WeightAveraging(HookBase):
     def last(self) -> HookBase:
         """The hook after all those that are to have the averaged weights."""
         return _TrainedWeights(self)
+
+    def before_train(self) -> None:
+        logger.info(
+            "Evaluations and checkpoints have the averaged weights; the trained ones are kept in "
+            "the checkpoints for --resume"
+        )
 
     def after_step(self) -> None:
         self._averaged.update_parameters(self._model)

@@ -138,6 +138,8 @@ def test_damaged_images_are_refused_and_named(tmp_path):
         data = (tmp_path / f"whole.{suffix}").read_bytes()
         for cut in np.linspace(700, len(data) - 100, 10, dtype=int):
             refused(f"cut_{cut}.{suffix}", data[:cut])
+    Image.fromarray(picture).save(tmp_path / "whole.qoi")
+    refused("cut.qoi", (tmp_path / "whole.qoi").read_bytes()[:700])
     data = (tmp_path / "whole.png").read_bytes()
     for place in np.linspace(60, len(data) - 60, 20, dtype=int):
         altered = bytes([data[place] ^ 0x55])

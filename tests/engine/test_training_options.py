@@ -1,7 +1,10 @@
 """One short training with many of the options that are ours, and what comes after it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +16,14 @@ from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
 from nl_detectron import Predictor
+from nl_detectron.data import generate
 from nl_detectron.engine import Trainer, check_cfg, load_cfg
 from nl_detectron.engine.loop import AccumulatingTrainer
 from nl_detectron.errors import UsageError
 from nl_detectron.report import write_report
-from tests.places import CONFIGS
+from tests.places import CONFIGS, TOOLS
+
+from .conftest import needs_two_cores
 
 QUICK = CONFIGS / "quick_schedules/mask_rcnn_shapes_nl.yaml"
 
@@ -149,3 +155,24 @@ def test_a_damaged_image_ends_an_evaluation_in_one_line(damaged, tmp_path):
     with pytest.raises(UsageError, match=f"{cut.name} cannot be read: ") as error:
         Trainer.test(cfg, Trainer.build_model(cfg))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@needs_two_cores
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_damaged_image_ends_the_script_with_exit_code_2(tmp_path, processes):
+    images = generate(tmp_path / "nl_detectron/shapes_tiny", kind="shapes", num_images=8, seed=3)
+    cut = sorted((images.parent / "images").iterdir())[2]
+    cut.write_bytes(cut.read_bytes()[:-200])
+    opts = ("DATASETS.TRAIN", "('shapes_tiny',)", "DATASETS.TEST", "('shapes_tiny',)")
+    opts += ("SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "9", "OUTPUT_DIR", tmp_path / "out")
+    arguments = ("--config-file", QUICK, "--num-gpus", processes, "--dist-url", "auto", *opts)
+    result = subprocess.run(
+        [sys.executable, str(TOOLS / "train_net.py"), *map(str, arguments)],
+        env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert f"error: {cut} cannot be read: " in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
