@@ -209,10 +209,12 @@ def _filled(truth: COCO, num_keypoints: int) -> COCO:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _is_finite(value: object) -> bool:
+    if type(value) in (int, float):  # soon told, of the millions of a large set
+        return math.isfinite(value)  # type: ignore[arg-type]
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
