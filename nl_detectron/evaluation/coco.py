@@ -92,7 +92,7 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         examined = examine_for(
             self._coco_api, results, sorted(tasks), self._kpt_oks_sigmas, img_ids
         )
-        for line in examined.left_out.values():
+        for line in examined.notes:
             logger.warning(line)
         self.outcome = Outcome(examined, results, {})
         for task in examined.tasks:

@@ -34,6 +34,14 @@ class Examined:
     has_sizes: bool
     odd: str
 
+    @property
+    def notes(self) -> list[str]:
+        """A line on each task and each figure that is left out."""
+        lines = list(self.left_out.values())
+        if self.tasks and not self.has_sizes:
+            lines.append("there are annotations without an area, so that no AP is by size")
+        return lines
+
 
 def examine(
     truth: COCO,

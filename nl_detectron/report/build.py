@@ -1,6 +1,8 @@
 """From a run's folder to its report."""
 
+import contextlib
 import functools
+import io
 import json
 import math
 from collections import defaultdict
@@ -136,7 +138,7 @@ class _Evaluation:
                 truth, results, kpt_oks_sigmas=sigmas, min_score=min_score
             )
             examined, results = examine_results(truth, results, kpt_oks_sigmas=sigmas)
-            self.left_out = list(examined.left_out.values())
+            self.left_out = examined.notes
             self.errors = [errors_section(examined, results, min_score=min_score)]
 
     def sections(self, num_images: int, quality: int) -> list[Section]:
@@ -222,7 +224,8 @@ def _read_coco(json_file: str) -> COCO:
     truth = COCO()
     truth.dataset = json.loads(Path(json_file).read_text(encoding="utf-8"))
     truth.dataset.setdefault("info", {})  # which some versions of pycocotools ask for
-    truth.createIndex()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
     return truth
 
 
