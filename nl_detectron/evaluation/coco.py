@@ -1,7 +1,6 @@
 """Detectron2's COCO evaluation with hotcoco: the figures of pycocotools, much sooner."""
 
 import contextlib
-import copy
 import io
 import itertools
 import json
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import UsageError
 from ..log import logger
+from .parts import IMAGE_KEYS, TRUTH_KEYS, categories_of, finite, keys_of, part
 from .truth import Examined, examine, odd_ids
 
 try:
@@ -27,23 +27,6 @@ except ImportError:
     hotcoco = None  # type: ignore[assignment]
 
 IMAGES_AT_ONCE = 100  # in Python's objects and in hotcoco's at the same time
-FAR_AWAY = -1e6  # pixels, where no keypoint is
-
-# What a task reads of a result. A mask's area, which tells small from large, is its own, not its
-# box's; a person's is the box's.
-KEYS = {
-    "bbox": ("bbox",),
-    "segm": ("segmentation",),
-    "keypoints": ("keypoints", "bbox"),
-}
-# and of an annotation and of an image
-_COMMON = ("id", "image_id", "category_id", "area", "iscrowd")
-TRUTH_KEYS = {
-    "bbox": (*_COMMON, "bbox"),
-    "segm": (*_COMMON, "segmentation"),
-    "keypoints": (*_COMMON, "bbox", "keypoints", "num_keypoints"),
-}
-IMAGE_KEYS = {"bbox": ("id",), "segm": ("id", "height", "width"), "keypoints": ("id",)}
 
 
 @dataclass(frozen=True)
@@ -109,7 +92,7 @@ class COCOEvaluator(coco_evaluation.COCOEvaluator):
         examined = examine_for(
             self._coco_api, results, sorted(tasks), self._kpt_oks_sigmas, img_ids
         )
-        for line in examined.left_out.values():
+        for line in examined.notes:
             logger.warning(line)
         self.outcome = Outcome(examined, results, {})
         for task in examined.tasks:
@@ -236,13 +219,14 @@ def evaluate_examined(
     if fast:
         evaluation = (COCOeval if cls is by else cls)(iouType=task)
     else:
-        selected = [_part(result, keys_of(task, result)) for result in results]
+        # Copies, as pycocotools adds to the items of both.
+        annotations = [{**annotation} for annotation in examined.truth.dataset["annotations"]]
+        selected = [part(result, keys_of(task, result)) for result in results]
         truth = COCO()
-        # pycocotools changes both.
-        truth.dataset = copy.deepcopy(examined.truth.dataset)
+        truth.dataset = {**examined.truth.dataset, "annotations": annotations}
         with contextlib.redirect_stdout(io.StringIO()):
             truth.createIndex()
-            evaluation = cls(truth, truth.loadRes(copy.deepcopy(selected)), task)
+            evaluation = cls(truth, truth.loadRes(selected), task)
         if img_ids is not None:
             evaluation.params.imgIds = list(img_ids)
     if task != "keypoints":
@@ -279,7 +263,7 @@ def _by_hotcoco(
         by_image[result["image_id"]].append(result)
     # In order of the ids, which decides between equal scores.
     images = [truth.imgs[i] for i in sorted(truth.imgs if img_ids is None else set(img_ids))]
-    stream = hotcoco.StreamingEval(_categories(truth), task, params=options)
+    stream = hotcoco.StreamingEval(categories_of(truth), task, params=options)
     with tqdm(total=len(images), desc=f"evaluating {task}", unit="image") as progress:
         for start in range(0, len(images), IMAGES_AT_ONCE):
             chunk = images[start : start + IMAGES_AT_ONCE]
@@ -287,59 +271,11 @@ def _by_hotcoco(
             found = [r for image in chunk for r in by_image.get(image["id"], ())]
             # Nothing but what the task reads: the rest may be odd.
             stream.update(
-                [_part(image, IMAGE_KEYS[task]) for image in chunk],
-                [_part(a, TRUTH_KEYS[task]) for a in truths if a["category_id"] in truth.cats],
-                [_part(r, keys_of(task, r)) for r in found if r["category_id"] in truth.cats],
+                [part(image, IMAGE_KEYS[task]) for image in chunk],
+                [part(a, TRUTH_KEYS[task]) for a in truths if a["category_id"] in truth.cats],
+                [part(r, keys_of(task, r)) for r in found if r["category_id"] in truth.cats],
             )
             progress.update(len(chunk))
     evaluation = stream.finalize()
     evaluation.accumulate()
     return evaluation.eval or {}
-
-
-def finite(results: Sequence[dict]) -> tuple[list[dict], int]:
-    """Results without numbers that are not finite, and how many had some.
-
-    In pycocotools NaN would be nearer to everything than any threshold: 100 AP. A keypoint, a box
-    or a score that is none is put where it fits nothing, so that the result counts as a false one.
-    """
-    kept, spoiled = [], 0
-    for result in results:
-        changes: dict[str, object] = {}
-        if not np.isfinite(result["score"]):
-            changes["score"] = 0.0
-        if "bbox" in result and not np.isfinite(result["bbox"]).all():
-            changes["bbox"] = [FAR_AWAY, FAR_AWAY, 0.0, 0.0]
-        if "keypoints" in result and not np.isfinite(result["keypoints"]).all():
-            changes["keypoints"] = [v if np.isfinite(v) else FAR_AWAY for v in result["keypoints"]]
-        spoiled += bool(changes)
-        kept.append({**result, **changes} if changes else result)
-    return kept, spoiled
-
-
-def keys_of(iou_type: str, result: dict) -> list[str]:
-    """The keys of a result that its evaluation reads."""
-    keys = ("image_id", "category_id", "score", *KEYS[iou_type])
-    return [key for key in keys if key in result]
-
-
-def reduced(truth: COCO, task: str) -> dict:
-    """The annotations' content without what the task does not read, which may be odd."""
-    return {
-        "images": [_part(image, IMAGE_KEYS[task]) for image in truth.imgs.values()],
-        "annotations": [
-            _part(annotation, TRUTH_KEYS[task])
-            for image in truth.imgs
-            for annotation in truth.imgToAnns.get(image, ())
-            if annotation["category_id"] in truth.cats
-        ],
-        "categories": _categories(truth),
-    }
-
-
-def _categories(truth: COCO) -> list[dict]:
-    return [{"id": i, "name": str(category.get("name"))} for i, category in truth.cats.items()]
-
-
-def _part(item: dict, keys: Sequence[str]) -> dict:
-    return {key: item[key] for key in keys}

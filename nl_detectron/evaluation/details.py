@@ -9,7 +9,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .coco import evaluate_examined, examine_for, finite, hotcoco, is_fast, keys_of, reduced
+from .coco import evaluate_examined, examine_for, hotcoco, is_fast
+from .parts import finite, keys_of, part, reduced
 from .truth import Examined
 
 
@@ -117,7 +118,7 @@ def _matches_by_hotcoco(
     if task == "keypoints":
         params.kpt_oks_sigmas = evaluated.params.kpt_oks_sigmas.tolist()
     known = hotcoco.COCO(reduced(truth, task))
-    results = [{key: result[key] for key in keys_of(task, result)} for result in results]
+    results = [part(result, keys_of(task, result)) for result in results]
     evaluation = hotcoco.COCOeval(known, known.load_res(results), task)
     evaluation.params = params
     evaluation.evaluate()

@@ -7,6 +7,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from . import coco
+from .parts import keys_of, part, reduced
 from .truth import Examined
 
 NO_HOTCOCO = "For the kinds of error and the confusion matrix: pip install hotcoco"
@@ -67,21 +68,13 @@ def find_errors(
     """
     if coco.hotcoco is None:
         raise ImportError(NO_HOTCOCO)
-    truth, found = _renumbered(examined, results, task)
-    evaluation = _evaluate(truth, found, task)
-    forgiven = {
-        i
-        for image in evaluation.eval_imgs
-        if image is not None and image["aRng"][0] == 0 and image["aRng"][1] >= 1e10
-        for i, ignored in zip(image["dtIds"], image["dtIgnore"][0], strict=True)
-        if ignored
-    }
-    truth["annotations"] = [a for a in truth["annotations"] if not a["iscrowd"]]
-    if forgiven or len(truth["annotations"]) < len(examined.truth.anns):
-        kept = [result for i, result in enumerate(found, start=1) if i not in forgiven]
-        evaluation = _evaluate(truth, kept, task)
-    else:
-        kept = found
+    truth, kept = _renumbered(examined, results, task)
+    crowds = [annotation for annotation in truth["annotations"] if annotation["iscrowd"]]
+    if crowds:
+        forgiven = _forgiven(truth, kept, task)
+        kept = [result for i, result in enumerate(kept, start=1) if i not in forgiven]
+        truth["annotations"] = [a for a in truth["annotations"] if not a["iscrowd"]]
+    evaluation = _evaluate(truth, kept, task)
     errors = _tide(evaluation)
     cost = {name: 100 * errors["delta_ap"][key] for key, name in KINDS.items()}
     cost["missed"] = _cost_of_missed(truth, kept, task, errors)
@@ -95,6 +88,22 @@ def find_errors(
         confusion=np.asarray(confusion["matrix"], np.int64),
         min_score=min_score,
     )
+
+
+def _forgiven(truth: dict, results: list[dict], task: str) -> set[int]:
+    """Ids, counted from 1, of the detections that lie on a crowd of their class."""
+    images = {a["image_id"] for a in truth["annotations"] if a["iscrowd"]}
+    annotations = [a for a in truth["annotations"] if a["image_id"] in images]
+    numbered = [(i, r) for i, r in enumerate(results, start=1) if r["image_id"] in images]
+    content = {**truth, "annotations": annotations}
+    evaluation = _evaluate(content, [result for _, result in numbered], task)
+    return {
+        numbered[found - 1][0]
+        for image in evaluation.eval_imgs
+        if image is not None
+        for found, ignored in zip(image["dtIds"], image["dtIgnore"][0], strict=True)
+        if ignored
+    }
 
 
 def _cost_of_missed(truth: dict, results: list[dict], task: str, errors: dict) -> float:
@@ -146,7 +155,7 @@ def _tide(evaluation: "coco.hotcoco.COCOeval") -> dict:
 
 def _renumbered(examined: Examined, results: Sequence[dict], task: str) -> tuple[dict, list[dict]]:
     """Truth and results with ids that count from 1, which hotcoco takes whatever they were."""
-    content = coco.reduced(examined.truth, task)
+    content = reduced(examined.truth, task)
     images = {image["id"]: i for i, image in enumerate(content["images"], start=1)}
     ordered = sorted(content["categories"], key=lambda category: category["id"])
     categories = {category["id"]: i for i, category in enumerate(ordered, start=1)}
@@ -164,7 +173,7 @@ def _renumbered(examined: Examined, results: Sequence[dict], task: str) -> tuple
         "categories": [{**c, "id": categories[c["id"]]} for c in ordered],
     }
     found = [
-        moved({key: result[key] for key in coco.keys_of(task, result)})
+        moved(part(result, keys_of(task, result)))
         for result in results
         if result["category_id"] in categories
     ]
@@ -174,5 +183,7 @@ def _renumbered(examined: Examined, results: Sequence[dict], task: str) -> tuple
 def _evaluate(truth: dict, results: list[dict], task: str) -> "coco.hotcoco.COCOeval":
     known = coco.hotcoco.COCO(truth)
     evaluation = coco.hotcoco.COCOeval(known, known.load_res(results), task)
+    evaluation.params.iou_thrs, evaluation.params.max_dets = [0.5], [100]
+    evaluation.params.area_rng, evaluation.params.area_rng_lbl = [[0, 1e10]], ["all"]
     evaluation.evaluate()
     return evaluation

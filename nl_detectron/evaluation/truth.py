@@ -34,6 +34,14 @@ class Examined:
     has_sizes: bool
     odd: str
 
+    @property
+    def notes(self) -> list[str]:
+        """A line on each task and each figure that is left out."""
+        lines = list(self.left_out.values())
+        if self.tasks and not self.has_sizes:
+            lines.append("there are annotations without an area, so that no AP is by size")
+        return lines
+
 
 def examine(
     truth: COCO,
@@ -209,10 +217,12 @@ def _filled(truth: COCO, num_keypoints: int) -> COCO:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _is_finite(value: object) -> bool:
+    if type(value) in (int, float):  # soon told, of the millions of a large set
+        return math.isfinite(value)  # type: ignore[arg-type]
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -1,6 +1,8 @@
 """From a run's folder to its report."""
 
+import contextlib
 import functools
+import io
 import json
 import math
 from collections import defaultdict
@@ -20,13 +22,10 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from ..data.images import read_image
-from ..engine.best import read_best
 from ..engine.config import load_cfg
 from ..errors import UsageError
-from ..evaluation import Errors, Examined, TaskResult, evaluate_in_detail, find_errors
-from ..evaluation.coco import hotcoco
+from ..evaluation import TaskResult, evaluate_in_detail
 from ..evaluation.details import examine_results
-from ..evaluation.errors import NO_HOTCOCO
 from ..inference import Predictor
 from ..inference.attention import check_has_blocks
 from ..version import __version__
@@ -34,12 +33,10 @@ from ..visualization import (
     draw_attention_sheet,
     draw_comparison,
     figure_picture,
-    plot_confusion,
-    plot_errors,
-    plot_training_curves,
-    read_metrics,
 )
+from .errors import errors_section
 from .page import Section, picture, render
+from .training import training_section
 
 QUALITIES = (88, 70, 45)  # of JPEGs; the next one is taken where a page would be too large
 PICTURE_WIDTH = 960
@@ -85,7 +82,7 @@ def write_report(
     sheets, note = _attention_sheets(cfg, weights, device, files)
     for quality, count in [(quality, num_images) for quality in QUALITIES] + [(QUALITIES[-1], 1)]:
         sections = [
-            _curves(run),
+            training_section(run),
             *(evaluated.sections(count, quality) if evaluated else [_no_results(run)]),
             _attention(sheets, list(sheets)[:count], note, quality),
             _config(run),
@@ -106,19 +103,6 @@ def _read_run(run: Path) -> CfgNode:
                 f"{run} is no folder of a training run: it has no {name}; give its OUTPUT_DIR"
             )
     return load_cfg(run / "config.yaml")
-
-
-def _curves(run: Path) -> Section:
-    if not any("total_loss" in record for record in read_metrics(run / "metrics.json")):
-        return Section("Training", note="No losses were logged.")
-    curves = figure_picture(plot_training_curves(run / "metrics.json"))
-    pictures = [picture(curves, "Losses, learning rate and, where it was evaluated, AP")]
-    best = read_best(str(run))
-    if best is None:
-        return Section("Training", pictures=pictures)
-    text = f"The best checkpoint is model_best.pth: {best['metric']} {best['value']:.2f} at "
-    text += f"iteration {best['iteration']}."
-    return Section("Training", text=text, pictures=pictures)
 
 
 def _no_results(run: Path) -> Section:
@@ -146,9 +130,8 @@ class _Evaluation:
                 f"{self.name}, the last of DATASETS.TEST in {run / 'config.yaml'}"
             )
         self.tasks: list[TaskResult] = []
-        self.errors: list[Errors] = []
+        self.errors: list[Section] = []
         self.left_out: list[str] = []
-        self.found_something = bool(results)
         if results:
             truth = _read_coco(self.metadata.json_file)
             sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
@@ -156,14 +139,13 @@ class _Evaluation:
                 truth, results, kpt_oks_sigmas=sigmas, min_score=min_score
             )
             examined, results = examine_results(truth, results, kpt_oks_sigmas=sigmas)
-            self.left_out = list(examined.left_out.values())
-            self.errors = _find_errors(examined, results, min_score)
+            self.left_out = examined.notes
+            self.errors = [errors_section(examined, results, min_score=min_score)]
 
     def sections(self, num_images: int, quality: int) -> list[Section]:
         if not self.tasks:
-            note = f"The model found nothing in the {len(self.records)} images of {self.name}."
-            if self.found_something:
-                note = ". ".join(self.left_out)
+            nothing = f"The model found nothing in the {len(self.records)} images of {self.name}."
+            note = ". ".join(self.left_out) or nothing
             return [Section("Evaluation", note=note)]
         columns = list(dict.fromkeys(name for task in self.tasks for name in task.overall))
         overall: list[list[str | float]] = [
@@ -192,23 +174,10 @@ class _Evaluation:
                     picture(curves, "Averaged over classes, by IoU; and by class at IoU 0.50")
                 ],
             ),
-            self._errors(),
+            *self.errors,
             self._examples("Best images", self.ranked()[:num_images], quality),
             self._examples("Worst images", self.ranked()[::-1][:num_images], quality),
         ]
-
-    def _errors(self) -> Section:
-        if not self.errors:
-            return Section("Errors", note=NO_HOTCOCO if hotcoco is None else "")
-        note = "Kinds of error as TIDE defines them, and how much AP50 would rise without each. In "
-        note += "the matrix the surest detection takes the object that it overlaps most."
-        bars = figure_picture(plot_errors(self.errors))
-        matrix = figure_picture(plot_confusion(self.errors[0]))
-        return Section(
-            "Errors",
-            note=note,
-            pictures=[picture(bars, "Kinds of error"), picture(matrix, "Confusion matrix")],
-        )
 
     def ranked(self) -> list[int]:
         """Image ids from the best to the worst, by the last of the tasks."""
@@ -235,13 +204,6 @@ class _Evaluation:
         return draw_comparison(image, record, found, self.metadata, scale=scale)
 
 
-def _find_errors(examined: Examined, results: Sequence[dict], min_score: float) -> list[Errors]:
-    if hotcoco is None:
-        return []
-    tasks = [task for task in ("bbox", "segm") if task in examined.tasks]
-    return [find_errors(examined, results, task, min_score=min_score) for task in tasks]
-
-
 def _load_dataset(name: str) -> dict[int, dict]:
     """The records of a dataset by image id."""
     if name not in DatasetCatalog:
@@ -263,7 +225,8 @@ def _read_coco(json_file: str) -> COCO:
     truth = COCO()
     truth.dataset = json.loads(Path(json_file).read_text(encoding="utf-8"))
     truth.dataset.setdefault("info", {})  # which some versions of pycocotools ask for
-    truth.createIndex()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
     return truth
 
 

@@ -1,5 +1,6 @@
 """Pictures of detections, and of the truth beside them."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -99,15 +100,23 @@ def draw_ground_truth(
 
     Args:
         image: uint8 (H, W, 3) BGR.
-        record: of the image, as ``DatasetCatalog`` lists them.
+        record: of the image, as ``DatasetCatalog`` lists them. Annotations without a box are not
+            drawn.
         metadata, scale: see :func:`draw_instances`.
 
     Returns:
         uint8 (scale * H, scale * W, 3) BGR.
     """
     visualizer = Visualizer(image[:, :, ::-1], metadata, scale=scale)
-    drawn = visualizer.draw_dataset_dict(record)
-    return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
+    # Detectron2 takes it that all annotations of an image have what the first one has.
+    alike = defaultdict(list)
+    for annotation in record.get("annotations", ()):
+        if annotation.get("bbox") is not None:
+            keypoints = len(annotation.get("keypoints", ()))
+            alike["segmentation" in annotation, keypoints].append(annotation)
+    for annotations in list(alike.values()) or [[]]:
+        visualizer.draw_dataset_dict({**record, "annotations": annotations})
+    return np.ascontiguousarray(visualizer.output.get_image()[:, :, ::-1])
 
 
 def draw_comparison(

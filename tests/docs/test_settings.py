@@ -56,6 +56,11 @@ def test_the_table_of_datasets_has_all_new_keys_and_their_defaults(cfg):
     assert found == {key: cfg.DATASETS[key] for key in new}
 
 
+def test_the_table_of_tests_has_all_new_keys_and_their_defaults(cfg):
+    new = set(cfg.TEST) - set(get_cfg().TEST)
+    assert dict(table("docs/evaluate.md", "Keys of TEST")) == {key: cfg.TEST[key] for key in new}
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_the_recipe_is_that_of_the_quick_schedules(name):
     [block] = [block for block in blocks("docs/training-blocks.md") if block.language == "yaml"]

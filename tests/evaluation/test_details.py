@@ -125,6 +125,7 @@ def test_the_report_has_the_figures_of_training(truth, evaluator, change, tmp_pa
     lines = examine_results(loaded, results)[0].left_out.values()
     assert {line.partition(" is not evaluated")[0] for line in lines} == LEFT_OUT.get(change, set())
     assert all(line in log.text for line in lines)
+    assert ("so that no AP is by size" in log.text) == (change == "no area")
     for task in in_detail:
         figures = {k: v for k, v in expected[task.task].items() if k in task.overall}
         assert figures.keys() == task.overall.keys()

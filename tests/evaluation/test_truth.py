@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from nl_detectron.errors import UsageError
 from nl_detectron.evaluation import coco, evaluate
+from nl_detectron.evaluation.parts import KEYS
 from nl_detectron.evaluation.truth import examine
 
 NUM_KEYPOINTS = 3
@@ -217,7 +218,7 @@ def loaded(content: dict) -> COCO:
 
 
 def by_pycocotools(truth: COCO, results: list[dict], task: str) -> COCOeval:
-    keys = {"image_id", "category_id", "score", *coco.KEYS[task]}
+    keys = {"image_id", "category_id", "score", *KEYS[task]}
     results = [{k: v for k, v in copy.deepcopy(r).items() if k in keys} for r in results]
     truth = loaded(truth.dataset)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -118,6 +118,14 @@ def test_a_task_that_the_truth_does_not_allow_is_said(run, tmp_path):
     assert "<td>segm</td>" not in text
 
 
+def test_the_best_checkpoint_is_named(copied, tmp_path):
+    (copied / "model_final.pth").rename(copied / "model_best.pth")
+    record = {"metric": "bbox/AP", "value": 41.234, "iteration": 60, "evaluations_since": 1}
+    (copied / "model_best.json").write_text(json.dumps(record))
+    text = write_report(copied, tmp_path / "report.html", num_images=1).read_text()
+    assert "The best checkpoint is model_best.pth: bbox/AP 41.23 at iteration 60." in text
+
+
 def test_nothing_that_a_text_holds_is_markup():
     evil = "<script>alert(1)</script>"
     section = Section(

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import cv2
@@ -11,6 +12,7 @@ from nl_detectron.data.builtin import register_generated
 from nl_detectron.structures import AttentionMap
 from nl_detectron.visualization import (
     contact_sheet,
+    draw_ground_truth,
     draw_predictions,
     plot_training_curves,
     spotlight,
@@ -46,6 +48,25 @@ def test_draws_truth_and_predictions_side_by_side(dataset, tmp_path):
     assert truth.mean() > 10
     assert found[:128, :128].mean() > 2 * found[140:, 140:].mean()
     assert (drawn[:, 256:260] == 255).all()
+
+
+def test_draws_annotations_of_which_some_lack_something(dataset):
+    record = copy.deepcopy(DatasetCatalog.get(dataset)[0])
+    image = cv2.imread(record["file_name"])
+    metadata = MetadataCatalog.get(dataset)
+    whole = draw_ground_truth(image, record, metadata)
+    first = record["annotations"][0]
+    record["annotations"] = [first, {**first}, {**first}, {**first}]
+    for annotation, key in zip(
+        record["annotations"][1:], ("segmentation", "keypoints", "bbox"), strict=True
+    ):
+        del annotation[key]
+    drawn = draw_ground_truth(image, record, metadata)
+    assert drawn.shape == whole.shape and abs(drawn.astype(int) - image).mean() > 1
+    nothing = draw_ground_truth(image, {**record, "annotations": []}, metadata)
+    del first["bbox"]
+    record["annotations"] = [first]
+    np.testing.assert_array_equal(draw_ground_truth(image, record, metadata), nothing)
 
 
 def test_contact_sheet_reads_by_rows(tmp_path):
