@@ -93,7 +93,8 @@ class Findings:
         finding = self._by_kind.setdefault(kind, Finding(kind))
         finding.count += 1
         if self._max_examples is None or len(finding.examples) < self._max_examples:
-            finding.examples.append(_short(where) + ("" if detail is None else f": {detail!s:.80}"))
+            example = _short(where) + ("" if detail is None else f": {detail!s:.80}")
+            finding.examples.append(printable(example))
         if isinstance(image, (int, str)) and kind.effect in WEIGHTS:
             self.suspicion[image] += WEIGHTS[kind.effect]
 
@@ -105,6 +106,11 @@ class Findings:
 
 # How much a finding says for a look at the image
 WEIGHTS = {Effect.STOPS: 1000, Effect.SUSPICIOUS: 100, Effect.LEFT_OUT: 20, Effect.REPAIRED: 5}
+
+
+def printable(text: str) -> str:
+    """The text with escapes for line breaks, terminals' control characters and half characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _short(value: object) -> str:

@@ -112,7 +112,13 @@ def _draw(
         x, y, width, height = np.array(box, np.float64).clip(-FAR, FAR) * (*scale, *scale)
         visualizer.draw_box((x, y, x + width, y + height), edge_color=color)
         x, y = np.clip((x, y), 0, TILE - 20)  # where the name can be read
-        visualizer.draw_text(names.get(id, f"category {id}"), (x, y), color=color, font_size=8)
+        visualizer.draw_text(
+            names.get(id, f"category {id}"),
+            (x, y),
+            color=color,
+            font_size=8,
+            horizontal_alignment="left",
+        )
     keypoints = annotation.get("keypoints")
     if isinstance(keypoints, list) and len(keypoints) % 3 == 0 and _are_finite(keypoints):
         for px, py, visibility in np.array(keypoints).reshape(-1, 3).clip(-FAR, FAR).tolist():

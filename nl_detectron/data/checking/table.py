@@ -3,11 +3,12 @@
 from tabulate import tabulate
 
 from .check import Checked
+from .findings import printable
 
 
 def tables(checked: Checked) -> str:
     """Images, annotations by class and size, keypoints by visibility, and the findings."""
-    rows = [[name, *counts, sum(counts)] for name, counts in checked.sizes.items()]
+    rows = [[printable(name), *counts, sum(counts)] for name, counts in checked.sizes.items()]
     if len(rows) > 1:
         rows.append(["all", *map(sum, zip(*(row[1:] for row in rows), strict=True))])
     parts = [
