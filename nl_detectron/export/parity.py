@@ -78,10 +78,13 @@ def compare(
 
 def difference(name: str, expected: Instances, found: Instances) -> Difference:
     counts = (len(expected), len(found))
-    if counts[0] != counts[1] or not torch.equal(expected.pred_classes, found.pred_classes):
+    if counts[0] != counts[1]:
         return Difference(name, counts, same_classes=False)
     if not counts[0]:
         return Difference(name, counts, same_classes=True)
+    found = found[_partners(expected, found)]
+    if not torch.equal(expected.pred_classes, found.pred_classes):
+        return Difference(name, counts, same_classes=False)
     masks = keypoints = None
     if expected.has("pred_masks"):
         both = (expected.pred_masks & found.pred_masks).flatten(1).sum(1)
@@ -99,6 +102,19 @@ def difference(name: str, expected: Instances, found: Instances) -> Difference:
         masks=masks,
         keypoints=keypoints,
     )
+
+
+def _partners(expected: Instances, found: Instances) -> torch.Tensor:
+    """For each instance expected, the one found that is meant: equal scores have no order."""
+    distance = torch.cdist(expected.pred_boxes.tensor, found.pred_boxes.tensor, p=torch.inf)
+    others = expected.pred_classes[:, None] != found.pred_classes
+    others |= (expected.scores[:, None] - found.scores).abs() > SCORE
+    distance = distance + others * 1e6
+    partners = []
+    for row in distance:
+        partners.append(int(row.argmin()))
+        distance[:, partners[-1]] = torch.inf
+    return torch.tensor(partners)
 
 
 def table(differences: Iterable[Difference]) -> str:
