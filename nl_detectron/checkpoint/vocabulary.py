@@ -1,8 +1,11 @@
 """What a model's outputs are called, kept with its weights."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from .reading import CheckpointError, read_checkpoint
@@ -63,6 +66,27 @@ def read_vocabulary(path: str, *, trust: bool = False) -> dict[str, Any]:
         return from_text(read_checkpoint(path, trust=trust).get("vocabulary"))
     except CheckpointError:  # which its load will report
         return {}
+
+
+def metadata_of_model(cfg: CfgNode, vocabulary: Mapping[str, Any]) -> Metadata:
+    """Metadata with a name for each of a model's classes.
+
+    Args:
+        cfg: the model's.
+        vocabulary: what the weights' file says of itself. What it does not say is that of the
+            config's dataset, if it is known here.
+    """
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    known = MetadataCatalog.get(names[0]).as_dict() if names else {}
+    node = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    num_classes = cfg.MODEL[node].NUM_CLASSES
+    if len(vocabulary.get("thing_classes", ())) == num_classes:
+        known = known | dict(vocabulary)
+    elif len(cfg.DATASETS.CLASSES) == num_classes:
+        known = known | {"thing_classes": cfg.DATASETS.CLASSES}
+    classes = list(known.get("thing_classes", []))[:num_classes]
+    classes += [f"class {i}" for i in range(len(classes), num_classes)]
+    return Metadata(**{**known, "thing_classes": classes})
 
 
 def _is_list(value: Any, kind: type) -> bool:

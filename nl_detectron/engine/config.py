@@ -14,6 +14,7 @@ from detectron2.config.compat import guess_version
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 
+from ..checkpoint import read_config
 from ..config import add_non_local_config, renamed_keys, renamed_options
 from ..errors import UsageError, did_you_mean
 from ..log import logger
@@ -91,6 +92,32 @@ def cfg_from_text(
     _merge_options(cfg, opts)
     cfg.freeze()
     return cfg
+
+
+def cfg_of_weights(
+    weights: str, config: str | Path | None = None, opts: Sequence[str] = (), *, trust: bool = False
+) -> CfgNode:
+    """The config of a model: the file given, or else what is kept with the weights.
+
+    Args:
+        weights: a checkpoint's path or address.
+        config: as for :func:`load_cfg`.
+        opts: ``KEY VALUE`` pairs that override it.
+        trust: execute what the files tell to.
+
+    Raises:
+        UsageError: if there is none, or it cannot be read.
+    """
+    if config is not None:
+        return load_cfg(config, opts, trust=trust)
+    text = read_config(weights, trust=trust)
+    if text is None:
+        raise UsageError(
+            f"which config are {weights} of? Give config_file: there is none inside the file, nor "
+            "a config.yaml beside it, where training writes it",
+            arguments=["config_file"],
+        )
+    return cfg_from_text(text, opts, source=f"config of {Path(weights).name}", trust=trust)
 
 
 def load_lazy_cfg(

@@ -11,19 +11,19 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
 
-from ..checkpoint import NonLocalCheckpointer, read_config
-from ..checkpoint.vocabulary import from_text
+from ..checkpoint import NonLocalCheckpointer
+from ..checkpoint.vocabulary import from_text, metadata_of_model
 from ..data.images import ImageError, read_image, to_format
-from ..engine.config import cfg_from_text, load_cfg
+from ..engine.config import cfg_of_weights
 from ..errors import UsageError, did_you_mean
+from ..export.model import ExportedModel
+from ..export.runtimes import is_exported
 from ..structures import Attention
 from .ahead import Item, ahead
 from .attention import attend
@@ -63,7 +63,8 @@ class Predictor:
     ):
         """
         Args:
-            weights: a checkpoint's path, or an address that Detectron2 resolves.
+            weights: a checkpoint's path, an address that Detectron2 resolves, or a file that
+                ``tools/export_model.py`` wrote, which runs on the CPU.
             config: a config, its file or name in our model zoo; by default the one that is kept
                 with the weights.
             device: by default CUDA where there is a GPU, else the CPU.
@@ -92,30 +93,43 @@ class Predictor:
             )
         if not urlparse(weights).scheme and not os.path.isfile(weights):
             raise UsageError(f"weights {weights} does not exist", arguments=["weights"])
-        if isinstance(config, CfgNode):
+        exported = is_exported(weights)
+        if exported:
+            model = ExportedModel(weights)
+            _check_exported(
+                model, device, dtype, confidence_threshold, config is not None or bool(opts)
+            )
+            cfg = model.cfg()
+        elif isinstance(config, CfgNode):
             cfg = config.clone()
             cfg.defrost()
             cfg.merge_from_list(list(opts))
         else:
-            cfg = _load_cfg(config, weights, opts, trust)
+            cfg = cfg_of_weights(weights, config, opts, trust=trust)
             cfg.defrost()
-        cfg.MODEL.DEVICE = resolve_device(device)
+        cfg.MODEL.DEVICE = "cpu" if exported else resolve_device(device)
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = confidence_threshold
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = confidence_threshold
         cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = confidence_threshold
+        cfg.MODEL.WEIGHTS = ""  # loaded below
         cfg.freeze()
         self.cfg = cfg
-        # Not by DefaultPredictor, which takes no models of one channel.
+        self._dtype = DTYPES[dtype]
+        self._threshold = confidence_threshold
         shortest = [cfg.INPUT.MIN_SIZE_TEST] * 2
         self._resize = ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST)
-        self.model: nn.Module = build_model(cfg).eval()
-        content = NonLocalCheckpointer(self.model, complete=True, trust=trust).load(weights)
-        self.metadata = _metadata(cfg, from_text(content.get("vocabulary")))
+        if exported:
+            self.model: nn.Module = model
+            self.metadata = model.dataset_metadata()
+            self._workers = 1  # with all cores: a runtime's threads are its own
+        else:
+            self.model = build_model(cfg).eval()
+            content = NonLocalCheckpointer(self.model, complete=True, trust=trust).load(weights)
+            self.metadata = metadata_of_model(cfg, from_text(content.get("vocabulary")))
+            self._workers = min(torch.get_num_threads(), MAX_WORKERS)
+            optimize_for_inference(self.model, self._dtype)
         self.class_names: list[str] = self.metadata.thing_classes
         self.kept = _class_indices(classes, self.class_names) if classes else None
-        self._dtype = DTYPES[dtype]
-        self._workers = min(torch.get_num_threads(), MAX_WORKERS)
-        optimize_for_inference(self.model, self._dtype)
 
     @property
     def device(self) -> torch.device:
@@ -143,6 +157,8 @@ class Predictor:
         if "instances" not in outputs:
             raise UsageError(f"{self.cfg.MODEL.META_ARCHITECTURE} models predict no instances")
         instances = outputs["instances"]
+        if isinstance(self.model, ExportedModel):  # whose own threshold is another
+            instances = instances[instances.scores > self._threshold]
         if instances.has("pred_keypoint_heatmaps"):
             instances.remove("pred_keypoint_heatmaps")  # large, and only of use in training
         # Copies, since what inference mode makes cannot be changed in place.
@@ -280,6 +296,34 @@ def check_threshold(value: float) -> None:
         )
 
 
+def _check_exported(
+    model: ExportedModel, device: str | None, dtype: str, threshold: float, configured: bool
+) -> None:
+    """Raises a UsageError for what cannot be asked of an exported file."""
+    if device not in (None, "cpu"):
+        raise UsageError(
+            f"device {device}: an exported file runs on the CPU; use cpu", arguments=["device"]
+        )
+    if dtype != "float32":
+        raise UsageError(
+            f"dtype {dtype}: an exported file has the one it was written in; leave dtype out",
+            arguments=["dtype"],
+        )
+    if configured:
+        raise UsageError(
+            "config_file and opts do not change an exported file: give them to "
+            "tools/export_model.py instead",
+            arguments=["config_file", "opts"],
+        )
+    lowest = model.metadata["score_threshold"]
+    if threshold < lowest:
+        raise UsageError(
+            f"confidence_threshold {threshold:g} is below {lowest:g}, which the file was exported "
+            f"with; give {lowest:g} or more",
+            arguments=["confidence_threshold"],
+        )
+
+
 def resolve_device(device: str | None) -> str:
     """The device asked for, or CUDA where there is a GPU, else the CPU.
 
@@ -299,40 +343,6 @@ def resolve_device(device: str | None) -> str:
             f"device {device}: PyTorch sees no CUDA device here; use cpu", arguments=["device"]
         )
     return device
-
-
-def _load_cfg(config: str | Path | None, weights: str, opts: Sequence[str], trust: bool) -> CfgNode:
-    """The config of a model: the file given, or else what is kept with the weights."""
-    if config is not None:
-        return load_cfg(config, opts, trust=trust)
-    text = read_config(weights, trust=trust)
-    if text is None:
-        raise UsageError(
-            f"which config are {weights} of? Give config_file: there is none inside the file, nor "
-            "a config.yaml beside it, where training writes it",
-            arguments=["config_file"],
-        )
-    return cfg_from_text(text, opts, source=f"config of {Path(weights).name}", trust=trust)
-
-
-def _metadata(cfg: CfgNode, vocabulary: dict[str, Any]) -> Metadata:
-    """Metadata with a name for each of the model's classes.
-
-    Args:
-        vocabulary: what the weights' file says of itself. What it does not say is that of the
-            config's dataset, if it is known here.
-    """
-    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    known = MetadataCatalog.get(names[0]).as_dict() if names else {}
-    node = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
-    num_classes = cfg.MODEL[node].NUM_CLASSES
-    if len(vocabulary.get("thing_classes", ())) == num_classes:
-        known = known | vocabulary
-    elif len(cfg.DATASETS.CLASSES) == num_classes:
-        known = known | {"thing_classes": cfg.DATASETS.CLASSES}
-    classes = list(known.get("thing_classes", []))[:num_classes]
-    classes += [f"class {i}" for i in range(len(classes), num_classes)]
-    return Metadata(**{**known, "thing_classes": classes})
 
 
 def _class_indices(classes: Sequence[str], names: Sequence[str]) -> list[int]:

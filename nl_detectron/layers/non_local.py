@@ -9,6 +9,7 @@ Shape shorthand in this module:
     D: inner channels
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from .options import BlockOptions
-from .pairwise import DISTRIBUTIONS, affinity, non_local, sizes_are_symbolic
+from .pairwise import DISTRIBUTIONS, affinity, non_local
 from .pooling import halve
+from .recording import is_exported, is_recorded
 
 # The paper's released code draws the embeddings from a Gaussian of this standard deviation.
 EMBEDDING_STD = 0.01
@@ -152,7 +154,7 @@ class NonLocalBlock(CNNBlockBase):
         else:  # without the norm, which would count each batch twice in its statistics
             y = recomputed(self._aggregate, x, use_reentrant=False)
         z = self._project_out(y, x)
-        if z.dtype == x.dtype and not z.requires_grad and not sizes_are_symbolic():
+        if z.dtype == x.dtype and not z.requires_grad and not is_recorded():
             return z.add_(x)  # no other map is needed
         # Under autocast: the residual connection stays in x's precision
         return x + z.to(x.dtype)
@@ -187,7 +189,7 @@ class NonLocalBlock(CNNBlockBase):
         # Cast and copied here once, where each linear layer would do it for itself
         if not torch.jit.is_scripting():
             x = _as_autocast(x)
-        if x.shape[0] != 1 and not sizes_are_symbolic():
+        if x.shape[0] != 1 and not is_recorded():
             x = _map(_positions(x).contiguous(), x)
         # Each from a view of its own, whose gradients are then added up in place
         if self.theta is None or self.phi is None:
@@ -236,7 +238,7 @@ class NonLocalBlock(CNNBlockBase):
         """W_z y, (N, C, L), in y's precision and x's memory format."""
         weight, bias = self.out.weight.to(y.dtype), self.out.bias
         bias = None if bias is None else bias.to(y.dtype)
-        if x.stride(1) == 1:  # channels last
+        if is_recorded() or x.stride(1) == 1:  # channels last
             return F.linear(y, weight.flatten(1), bias).transpose(1, 2)
         y = y.transpose(1, 2)
         weight = weight.flatten(1).expand(y.shape[0], -1, -1)
@@ -259,16 +261,37 @@ def _product(x: Tensor, w: Tensor) -> Tensor:
     if torch.jit.is_scripting():
         return torch.matmul(x, w)
     with torch.autocast(x.device.type, enabled=False):
+        if is_exported():  # torch.export would bind the other form to samples: no N = 0
+            return (x.to(w.dtype) * w.squeeze(-1)).sum(-1, keepdim=True)
         return torch.matmul(x.to(w.dtype), w)
 
 
 def _map(rows: Tensor, like: Tensor) -> Tensor:
     """(N, channels, *S), channels last in memory, of rows (N, positions, channels)."""
-    if sizes_are_symbolic():  # in a form that guards no size
-        return rows.transpose(1, 2).unflatten(2, like.shape[2:])
+    if is_recorded():
+        return _recorded_map(rows, like)
     return rows.unflatten(1, like.shape[2:]).movedim(-1, 1)
 
 
 def _positions(x: Tensor) -> Tensor:
     """(N, positions, channels) of x (N, channels, *S), a view where it can be."""
+    if is_recorded():
+        return _recorded_positions(x)
     return x.flatten(2).transpose(1, 2)
+
+
+@torch.jit.unused
+def _recorded_map(rows: Tensor, like: Tensor) -> Tensor:
+    """:func:`_map` with each size given: of unflatten, exporters write some down as numbers."""
+    return rows.transpose(1, 2).reshape(rows.shape[0], rows.shape[2], *like.shape[2:])
+
+
+@torch.jit.unused
+def _recorded_positions(x: Tensor) -> Tensor:
+    """:func:`_positions` in steps for which no ONNX runtime infers an axis.
+
+    Of an empty tensor it could not.
+    """
+    samples, channels, positions = x.shape[0], x.shape[1], math.prod(x.shape[2:])
+    x = x.reshape(samples * channels, positions)
+    return x.reshape(samples, channels, positions).transpose(1, 2)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .recording import is_exported, is_recorded
 from .symmetric import symmetric_softmax
 from .tiled import tiled_softmax
 
@@ -63,7 +64,7 @@ def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float, symmetric: bool
     if kernel == "tiled":
         return tiled_softmax(theta, phi, g, scale)
     y = fused_softmax(theta, phi, g, scale)
-    if y.requires_grad and not sizes_are_symbolic():
+    if y.requires_grad and not is_recorded():
         # The copy that the kernel's backward pass would make, and hold beside the original
         y.register_hook(lambda gradient: None if gradient is None else gradient.contiguous())
     return y
@@ -85,7 +86,7 @@ def softmax_kernel(theta: Tensor, phi: Tensor, g: Tensor, symmetric: bool) -> st
     - In inference it takes 0.6 to 1.0 of the tiles' time; but not in bfloat16, by measurements on
       AVX-512.
     """
-    if sizes_are_symbolic() or theta.device.type != "cpu" or theta.dtype == torch.float16:
+    if is_recorded() or theta.device.type != "cpu" or theta.dtype == torch.float16:
         return "fused"
     if symmetric:
         return "symmetric"
@@ -124,16 +125,15 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     matrix is then smaller than the operands. Either way the smaller matrix is what C(x) divides.
     """
     num_queries, num_keys = theta.shape[1], phi.shape[1]
+    if is_recorded():
+        return torch.matmul(theta, torch.matmul(phi.transpose(1, 2), g / phi.shape[1]))
     divisor = num_keys
     if g.dtype == torch.float16:
         g, divisor = g / num_keys, 1  # sums over positions would leave its range
-    if sizes_are_symbolic():
-        small_map = False  # a choice by size would not hold for the other sizes
-    else:
-        channels = theta.shape[-1] * g.shape[-1]
-        small_map = num_queries * num_keys * (theta.shape[-1] + g.shape[-1]) < channels * (
-            num_queries + num_keys
-        )
+    channels = theta.shape[-1] * g.shape[-1]
+    small_map = num_queries * num_keys * (theta.shape[-1] + g.shape[-1]) < channels * (
+        num_queries + num_keys
+    )
     if small_map:
         left, right = torch.bmm(theta, phi.transpose(1, 2)).div_(divisor), g
     else:
@@ -151,6 +151,8 @@ def concatenation(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
 
     where k_i counts the keys with phi_j > -theta_i. O((L + M) log M + (L + M) E) work, exact.
     """
+    if is_exported():  # there is no searchsorted in ONNX
+        return torch.matmul(affinity("concatenation", theta, phi, 1.0), g)
     dtype = g.dtype
     # Prefix sums over thousands of positions need more than half precision.
     if dtype != torch.float64:
@@ -183,10 +185,3 @@ def _pad_channels(x: Tensor, channels: int) -> Tensor:
     if x.shape[-1] != channels:
         return F.pad(x, [0, channels - x.shape[-1]])
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def sizes_are_symbolic() -> bool:
-    """Whether the code is being recorded for sizes other than those of the example input."""
-    if torch.jit.is_scripting():
-        return False
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()

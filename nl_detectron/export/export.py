@@ -1,0 +1,163 @@
+"""A checkpoint in, a checked file of another format out."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.catalog import Metadata
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import GeneralizedRCNN, RetinaNet, build_model
+from detectron2.structures import Instances
+from torch import nn
+
+from ..checkpoint import NonLocalCheckpointer
+from ..checkpoint.vocabulary import from_text, metadata_of_model
+from ..engine.checks import check_output_dir
+from ..engine.config import cfg_of_weights
+from ..errors import UsageError
+from ..layers import non_local_blocks
+from .metadata import describe
+from .model import ExportedModel
+from .parity import Difference, check_images, compare, generated_images
+from .record import Recorder
+
+FORMATS = ("onnx", "openvino", "torchscript")
+ARCHITECTURES = (GeneralizedRCNN, RetinaNet)  # those of which all outputs can be read back
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported file, and how it compares with the model.
+
+    Attributes:
+        path: the file; gone if it failed.
+        differences: on each of the images.
+    """
+
+    path: Path
+    differences: list[Difference]
+
+    @property
+    def passes(self) -> bool:
+        return all(difference.passes for difference in self.differences)
+
+
+def export_model(
+    weights: str | Path,
+    output: str | Path,
+    *,
+    format: str = "onnx",
+    config: str | Path | None = None,
+    opts: Sequence[str] = (),
+    confidence_threshold: float | None = None,
+    images: Sequence[np.ndarray] = (),
+    trust: bool = False,
+) -> Export:
+    """Writes a trained detector as one file for images of any size, and checks it.
+
+    The file is compared with the model on images of sizes other than the example's and on a blank
+    one, and removed if it differs; see :mod:`.parity`.
+
+    Args:
+        weights: a checkpoint's path or address.
+        output: the folder; made if need be.
+        format: one of :data:`FORMATS`.
+        config, opts, trust: as for :class:`nl_detectron.Predictor`.
+        confidence_threshold: detections with lower scores are not in the file's outputs; by
+            default the config's ``SCORE_THRESH_TEST``.
+        images: to check with, uint8 (H, W, 3) in BGR order; by default generated ones.
+
+    Raises:
+        UsageError: naming the argument that cannot work.
+    """
+    if format == "torch-export":
+        raise UsageError(
+            "format torch-export: torch.export refuses a whole detector, whose code branches on "
+            f"what was detected; use one of {', '.join(FORMATS)}",
+            arguments=["format"],
+        )
+    if format not in FORMATS:
+        raise UsageError(
+            f"format must be one of {', '.join(FORMATS)}, got {format!r}", arguments=["format"]
+        )
+    folder = Path(output)
+    cfg, model, known = _load(str(weights), config, opts, confidence_threshold, trust)
+    check_output_dir("output", str(folder))
+    images = list(images) or generated_images(people=cfg.MODEL.KEYPOINT_ON)
+    recorder = Recorder(model, _model_input(cfg, images[0]))
+    path = recorder.write(format, folder, describe(cfg, recorder.outputs, known))
+    file = ExportedModel(path)
+    result = Export(
+        path, compare(_predictor(cfg, model), _predictor(cfg, file), check_images(images))
+    )
+    if not result.passes:
+        path.unlink()
+        path.with_suffix(".bin").unlink(missing_ok=True)  # OpenVINO's weights
+    return result
+
+
+def _load(
+    weights: str,
+    config: str | Path | None,
+    opts: Sequence[str],
+    threshold: float | None,
+    trust: bool,
+) -> tuple[CfgNode, nn.Module, Metadata]:
+    """The config, the plain model in evaluation mode on the CPU, and its names of things."""
+    if "://" not in weights and not os.path.isfile(weights):
+        raise UsageError(f"weights {weights} does not exist", arguments=["weights"])
+    cfg = cfg_of_weights(weights, config, opts, trust=trust)
+    cfg.defrost()
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    if threshold is not None:
+        if not 0 <= threshold <= 1:
+            raise UsageError(
+                f"confidence_threshold must be from 0 to 1, got {threshold:g}",
+                arguments=["confidence_threshold"],
+            )
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
+        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
+    cfg.freeze()
+    model = build_model(cfg).eval()
+    if type(model) not in ARCHITECTURES:
+        names = ", ".join(kind.__name__ for kind in ARCHITECTURES)
+        raise UsageError(
+            f"weights {weights} are of a {type(model).__name__} model, which cannot be exported; "
+            f"those of {names} can",
+            arguments=["weights"],
+        )
+    content = NonLocalCheckpointer(model, complete=True, trust=trust).load(weights)
+    for name, block in non_local_blocks(model).items():
+        last = block.out if block.norm is None else block.norm
+        if not last.weight.any():
+            raise UsageError(
+                f"weights {weights}: the non-local block {name} has not been trained, it still "
+                "does nothing; train it, or leave it out of the config",
+                arguments=["weights"],
+            )
+    return cfg, model, metadata_of_model(cfg, from_text(content.get("vocabulary")))
+
+
+def _model_input(cfg: CfgNode, image: np.ndarray) -> torch.Tensor:
+    """uint8 (3, H, W) of an image, resized as the config says."""
+    size = cfg.INPUT.MIN_SIZE_TEST
+    if size:
+        resize = ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
+        image = resize.get_transform(image).apply_image(image)
+    if cfg.INPUT.FORMAT == "RGB":
+        image = image[:, :, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _predictor(cfg: CfgNode, model: nn.Module) -> Callable[[np.ndarray], Instances]:
+    def predict(image: np.ndarray) -> Instances:
+        height, width = image.shape[:2]
+        inputs = {"image": _model_input(cfg, image), "height": height, "width": width}
+        with torch.inference_mode():
+            return model([inputs])[0]["instances"]
+
+    return predict
