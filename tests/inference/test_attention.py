@@ -113,7 +113,7 @@ def test_is_the_row_of_the_query_and_only_that(pairwise, sub_sample, tmp_path, m
     predictor(image)
     hook.remove()
     with torch.no_grad():
-        whole = predictor.model.backbone.block.affinity(inputs[0])[0].numpy()  # (L, M)
+        whole = predictor.model.backbone.block.affinity(inputs[0])[0].cpu().numpy()  # (L, M)
     asked = []
     affinity = NonLocalBlock.affinity
     monkeypatch.setattr(
