@@ -141,14 +141,16 @@ def run(*command: object, env: dict[str, str] | None = None) -> None:
 
 @pytest.mark.slow
 @needs_two_cores
-def test_two_processes_train_the_same_model_as_one(small_sets, tmp_path):
+@pytest.mark.parametrize("parts", [1, 2])  # of the images of each process
+def test_two_processes_train_the_same_model_as_one(small_sets, tmp_path, parts):
     metadata = MetadataCatalog.get(small_sets["shapes"])
     script = Path(__file__).parent / "proposals.py"
     weights = []
     for number in (1, 2):
         output = tmp_path / str(number)
         data = (metadata.json_file, metadata.image_root)
-        run(script, *data, "--num-gpus", number, "--dist-url", "auto", "OUTPUT_DIR", output)
+        opts = ("OUTPUT_DIR", output, "SOLVER.ACCUMULATE", parts if number == 2 else 1)
+        run(script, *data, "--num-gpus", number, "--dist-url", "auto", *opts)
         weights.append(torch.load(output / "model_final.pth", weights_only=True)["model"])
     one, two = weights
     assert one.keys() == two.keys()
@@ -158,7 +160,8 @@ def test_two_processes_train_the_same_model_as_one(small_sets, tmp_path):
     for stage, index in (("res3", 1), ("res4", 4)):
         name = f"backbone.bottom_up.{stage}.nl{index}.out.weight"
         assert one[name].norm() > 0
-        assert (two[name] - one[name]).norm() < 0.02 * one[name].norm(), name
+        # single precision, whose roundings are more where there are more parts
+        assert (two[name] - one[name]).norm() < parts * 0.02 * one[name].norm(), name
 
 
 @pytest.mark.slow
