@@ -1,8 +1,10 @@
 """Reads annotation files in COCO's format as annotation tools and editors really write them."""
 
+import contextlib
+import gc
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from detectron2.utils.file_io import PathManager
 
@@ -24,7 +26,8 @@ def read_annotations(json_file: str, *, lists: Sequence[str] = LISTS) -> dict:
     """
     data = _read(json_file)
     try:
-        content = json.loads(data.decode(json.detect_encoding(data)))
+        with _no_garbage_collection():
+            content = json.loads(data.decode(json.detect_encoding(data)))
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{json_file} is no JSON file in UTF-8: byte {data[error.start]:#x} at {error.start} "
@@ -55,6 +58,18 @@ def is_plain_utf8(json_file: str) -> bool:
     """Whether it is encoded as pycocotools and Detectron2 read it: UTF-8 without a BOM."""
     with PathManager.open(json_file, "rb") as file:
         return json.detect_encoding(file.read(4)) == "utf-8"
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Millions of new objects would be searched for circles again and again, for minutes."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _read(json_file: str) -> bytes:

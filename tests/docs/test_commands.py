@@ -41,6 +41,7 @@ WRITTEN = {
         "predictions/one.webp.jpg",
     ),
     "visualize_attention.py": ("attention/000007.png",),
+    "check_dataset.py": ("output/check/pictures.png", "output/check/train.json"),
     "report.py output/demo": ("output/demo/people/report.html",),
     "convert_checkpoint.py": ("r50.safetensors",),
     "mask_rcnn_shapes_nl.yaml \\\n    OUTPUT_DIR": ("output/shapes/model_final.pth",),

@@ -31,7 +31,10 @@ def to_numbers(values: Any) -> list[float | int] | None:
 
 def are_numbers(values: Sequence[Any]) -> bool:
     """Whether all values are numbers as JSON has them, of a size that NumPy can hold."""
-    return all(type(v) is float or (type(v) is int and abs(v) < 2**63) for v in values)
+    types = set(map(type, values))
+    if int in types and not all(-(2**63) < v < 2**63 for v in values if type(v) is int):
+        return False
+    return types <= {int, float}
 
 
 def as_array(rows: Sequence[Any], width: int) -> np.ndarray | None:
