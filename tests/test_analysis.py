@@ -1,8 +1,5 @@
 """FLOPs in closed form: L queries, M keys, C channels of which D inside the block."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -18,7 +15,6 @@ from nl_detectron.analysis import (
     describe,
     largest_input,
 )
-from tests.places import ROOT
 
 N, C, D, HEIGHT, WIDTH = 2, 32, 16, 9, 14
 L = HEIGHT * WIDTH
@@ -102,17 +98,13 @@ def test_texts():
     assert non_local >= 0 and rows["GFLOPs"][-1].startswith("+")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools/analyze_model.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 @pytest.mark.slow
-def test_the_tool():
+def test_the_tool(tool):
     name = "quick_schedules/mask_rcnn_shapes_nl.yaml"
-    result = run("--config-file", name, "--compare", name, "--size", "64", "64")
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert [line.split()[-1] for line in result.stdout.splitlines()[2:]] == ["+0.00%"] * 3
+    arguments = ("--config-file", name, "--compare", name, "--size", "64", "64")
+    code, out, errors = tool("analyze_model", *arguments)
+    assert code == 0, errors[-2000:]
+    assert [line.split()[-1] for line in out.splitlines()[2:]] == ["+0.00%"] * 3
 
 
 @pytest.mark.slow
@@ -136,7 +128,7 @@ def test_the_tool():
         ),
     ],
 )
-def test_the_tool_refuses_in_one_line(arguments, message):
-    result = run(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+def test_the_tool_refuses_in_one_line(tool, arguments, message):
+    code, _, errors = tool("analyze_model", *arguments)
+    assert code == 2
+    assert message in errors.splitlines()[-1] and "Traceback" not in errors

@@ -154,7 +154,11 @@ def test_uploads_are_limited(server):
     form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     body = form + b"0" * 60_000_000 + b"\r\n--x--\r\n"
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
-    assert ask(server, "/gradio_api/upload", body, **kind)[0] in (400, 413)
+    try:
+        assert ask(server, "/gradio_api/upload", body, **kind)[0] in (400, 413)
+    except urllib.error.URLError as error:  # it may hang up before it has all
+        assert isinstance(error.reason, (ConnectionResetError, BrokenPipeError))
+    assert ask(server, "/")[0] == 200  # and goes on
 
 
 def test_it_says_what_is_missing(tool, weights, monkeypatch):

@@ -40,6 +40,8 @@ model.backbone.bottom_up.stem.norm = model.backbone.bottom_up.stages.norm = "BN"
 model.roi_heads.num_classes = 4
 model.roi_heads.batch_size_per_image = 16
 model.roi_heads.box_predictor.test_score_thresh = 0.0
+model.roi_heads.box_predictor.test_topk_per_image = 10
+model.roi_heads.mask_head.conv_dims = [32] * 5
 model.proposal_generator.post_nms_topk = (50, 50)
 optimizer.lr = 0.001
 train.init_checkpoint = ""

@@ -93,7 +93,7 @@ class Findings:
         finding = self._by_kind.setdefault(kind, Finding(kind))
         finding.count += 1
         if self._max_examples is None or len(finding.examples) < self._max_examples:
-            example = _short(where) + ("" if detail is None else f": {detail!s:.80}")
+            example = _short(where) + ("" if detail is None else f": {_cut(str(detail))}")
             finding.examples.append(printable(example))
         if isinstance(image, (int, str)) and kind.effect in WEIGHTS:
             self.suspicion[image] += WEIGHTS[kind.effect]
@@ -111,6 +111,11 @@ WEIGHTS = {Effect.STOPS: 1000, Effect.SUSPICIOUS: 100, Effect.LEFT_OUT: 20, Effe
 def printable(text: str) -> str:
     """The text with escapes for line breaks, terminals' control characters and half characters."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _cut(text: str) -> str:
+    """The text without its middle where it is long: of a path, the end says the most."""
+    return text if len(text) <= 120 else f"{text[:50]}...{text[-67:]}"
 
 
 def _short(value: object) -> str:
