@@ -4,7 +4,8 @@
     python tools/train_net.py --config-file configs/... [--num-gpus N] [--resume | --eval-only] \\
         [--dataset NAME JSON FOLDER ...] [KEY VALUE ...]
 
-On a machine without CUDA, --num-gpus is the number of CPU processes.
+On a machine without CUDA, --num-gpus is the number of CPU processes. With --eval-only,
+MODEL.WEIGHTS can be a file that tools/export_model.py wrote, too.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from detectron2.engine import default_setup
 from nl_detectron.engine import Trainer, check_cfg, launch, load_cfg
 from nl_detectron.engine.config import resolve_config_file
 from nl_detectron.errors import usage_errors
+from nl_detectron.export import ExportedModel, is_exported
 from nl_detectron.tools.arguments import argument_parser, run_files
 
 
@@ -30,6 +32,8 @@ def run(args: argparse.Namespace) -> object:
     cfg = read(args)
     default_setup(cfg, args)
     loading = {"trust_checkpoint": args.trust_checkpoint, "allow_missing": args.allow_missing}
+    if args.eval_only and is_exported(cfg.MODEL.WEIGHTS):
+        return Trainer.test(cfg, ExportedModel(cfg.MODEL.WEIGHTS))
     if args.eval_only:
         return Trainer.evaluate(cfg, resume=args.resume, **loading)
     trainer = Trainer(cfg, **loading)

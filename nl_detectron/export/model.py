@@ -49,8 +49,12 @@ class ExportedModel(nn.Module):
             known["thing_dataset_id_to_contiguous_id"] = dict(self.metadata["category_ids"])
         if self.metadata["keypoint_names"]:
             known["keypoint_names"] = self.metadata["keypoint_names"]
-            for name in ("keypoint_flip_map", "keypoint_connection_rules"):
-                known[name] = [tuple(entry) for entry in self.metadata[name]]
+            pairs = self.metadata["keypoint_flip_map"]
+            known["keypoint_flip_map"] = [tuple(pair) for pair in pairs]
+            known["keypoint_connection_rules"] = [
+                (start, end, tuple(colour))
+                for start, end, colour in self.metadata["keypoint_connection_rules"]
+            ]
         return Metadata(**known)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:

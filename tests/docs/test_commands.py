@@ -49,6 +49,7 @@ WRITTEN = {
     "--eval-only MODEL.WEIGHTS output/demo": (
         "output/shapes/inference/coco_instances_results.json",
     ),
+    "export_model.py": ("exported/model.torchscript",),
     "--dataset my_train": ("output/mine/model_final.pth",),
     "report.py output/mine": ("output/mine/report.html",),
 }

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -130,7 +131,9 @@ def test_architectures(name, format, tmp_path, monkeypatch):
     result = export_model(saved(cfg, tmp_path), tmp_path, format=format)
     # Random weights see nothing in a blank image, and its equal scores are in no order.
     for found in result.differences[:-1]:
-        assert found.passes and found.counts[0] > 0
+        # Nor are their masks more than a few pixels, of which one may be at the threshold.
+        assert found.masks is None or found.masks > 0.95
+        assert replace(found, masks=None).passes and found.counts[0] > 0
 
 
 def saved(cfg, folder, *, trained: bool = True):
