@@ -15,7 +15,7 @@ from ..files import replacing
 from ..log import logger
 from .checking import Checked, Effect, Finding, Objects, check_file, having
 
-FORMAT = 1  # to be raised whenever the rules change, so that files are checked again
+FORMAT = 2  # to be raised whenever the rules change, so that files are checked again
 
 
 @dataclass(frozen=True)

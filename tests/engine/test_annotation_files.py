@@ -132,9 +132,15 @@ def test_other_mistakes_end_the_run_with_one_line(own, tmp_path):
     check_cfg(cfg("INPUT.MASK_FORMAT", "bitmask"))
 
 
-def test_a_keypoint_model_needs_keypoints(own, tmp_path):
-    content = make(tmp_path, keypoints=True)
-    own(spoil(content, lambda a: a.update(keypoints=[0] * 15, num_keypoints=0), of="annotations"))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda a: a.update(keypoints=[0] * 15, num_keypoints=0),
+        lambda a: a.pop("keypoints"),  # of which num_keypoints still tells
+    ],
+)
+def test_a_keypoint_model_needs_keypoints(own, tmp_path, fault):
+    own(spoil(make(tmp_path, keypoints=True), fault, of="annotations"))
     MetadataCatalog.get("own_train").set(keypoint_names=POINTS, keypoint_flip_map=[])
     points = (
         "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",

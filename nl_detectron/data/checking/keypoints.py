@@ -97,6 +97,9 @@ def check_keypoints(
             if "keypoints" in annotation and values != []:
                 del annotation["keypoints"]
                 _add(findings, MISSING, annotation, repr(values))
+            if told := annotation.get("num_keypoints"):
+                _add(findings, COUNT, annotation, f"{told!r}, counted 0")
+                annotation["num_keypoints"] = 0
             continue
         if not values:
             values = annotation["keypoints"] = [0] * (3 * expected)
