@@ -18,6 +18,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 
 from nl_detectron import insert_non_local
+from nl_detectron.data.own import forget
 from nl_detectron.engine import Trainer, check_cfg, load_cfg
 from nl_detectron.visualization import read_metrics
 from tests.places import CONFIGS
@@ -111,3 +112,44 @@ def test_blocks_put_into_a_predictor_change_nothing_at_first(config):
     assert len(expected) > 0
     assert torch.equal(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
     assert torch.equal(actual.scores, expected.scores)
+
+
+def test_own_classes_from_three_commands(tmp_path, tool, monkeypatch):
+    """Three classes of ids 0, 10 and 12, as an exporter might write them."""
+    monkeypatch.chdir(tmp_path)
+    content = json.loads(Path(FOLDER, "instances.json").read_text())
+    ids = {"person": 0, "car": 10, "chair": 12}
+    own = {c["id"]: ids[c["name"]] for c in content["categories"] if c["name"] in ids}
+    words = []
+    for split, images in (("train", content["images"][:40]), ("val", content["images"][40:])):
+        names = {image["id"] for image in images}
+        annotations = [
+            a | {"category_id": own[a["category_id"]]}
+            for a in content["annotations"]
+            if a["image_id"] in names and a["category_id"] in own
+        ]
+        categories = [{"id": number, "name": name} for name, number in ids.items()]
+        part = {"images": images, "annotations": annotations, "categories": categories}
+        Path(f"{split}.json").write_text(json.dumps(part))
+        words += ["--dataset", f"real_{split}", f"{split}.json", Path(FOLDER, "images")]
+    config = "quick_schedules/mask_rcnn_shapes_nl.yaml"
+    schedule = ("SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 4, "MODEL.DEVICE", "cpu")
+    schedule += ("OUTPUT_DIR", "out")
+    try:
+        code, _, errors = tool("train_net", "--config-file", config, *words, *schedule)
+        assert code == 0, errors
+        weights = ("--weights", "out/model_final.pth", "--confidence-threshold", 0.05)
+        image = Path(FOLDER, "images", content["images"][0]["file_name"])
+        drawn = ("--input", image, "--output", "drawn", "--save-json", "--classes", "person", "car")
+        code, _, errors = tool("predict", *weights, *drawn)
+        assert code == 0, errors
+        code, _, errors = tool("report", "out")
+        assert code == 0, errors
+    finally:
+        for name in ("real_train", "real_val"):
+            forget(name)
+    for file, expected in (("out/inference", {0, 10, 12}), ("drawn", {0, 10})):
+        results = json.loads(Path(file, "coco_instances_results.json").read_text())
+        assert {result["category_id"] for result in results} <= expected
+    page = Path("out/report.html").read_text()
+    assert all(name in page for name in ids)
