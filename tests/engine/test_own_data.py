@@ -1,6 +1,7 @@
 """What follows from a user's own data, from the command line's words to the picture."""
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -256,6 +257,37 @@ def test_weights_are_not_evaluated_on_other_classes(fruit, tmp_path, log):
     turned = load([dataset], *weights, "DATASETS.CLASSES", "['plum', 'pear', 'apple']")
     with pytest.raises(UsageError, match="classes apple, pear, plum, but .* has plum, pear, apple"):
         Trainer.evaluate(turned, resume=False)
+
+
+def test_code_of_ones_own_registers_datasets(fruit, tool, tmp_path):
+    name, file, images = fruit[0]
+    code = "from detectron2.data.datasets import register_coco_instances\n"
+    code += f"register_coco_instances('imported', {{}}, {file!r}, {images!r})\n"
+    (tmp_path / "my_datasets.py").write_text(code)
+    datasets = ("DATASETS.TRAIN", "('imported',)", "DATASETS.TEST", "()", "OUTPUT_DIR", "out")
+    run = ("train_net", "--config-file", MASK, "--import", "my_datasets.py")
+    try:
+        # It is known, and so are its classes.
+        code, _, errors = tool(*run, *SHORT, *datasets)
+        assert code == 2 and "'imported' has 3 categories but the model 4 classes" in errors
+    finally:
+        DatasetCatalog.remove("imported")
+        MetadataCatalog.pop("imported")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "--import my.py does not exist"),
+        ("import nothing_of_this_name", "--import my.py fails: .*nothing_of_this_name"),
+        ("(", "--import my.py fails: SyntaxError"),
+    ],
+)
+def test_code_that_cannot_run_is_named(tool, tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "my.py").write_text(text)
+    code, _, errors = tool("train_net", "--config-file", MASK, "--import", "my.py")
+    assert code == 2 and re.search(message, errors.splitlines()[-1])
 
 
 @pytest.mark.slow
