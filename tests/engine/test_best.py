@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +12,9 @@ from detectron2.engine.train_loop import TrainerBase
 from nl_detectron.checkpoint import NonLocalCheckpointer
 from nl_detectron.engine.best import check_best, may_end_early, read_best, with_best
 from nl_detectron.errors import UsageError
+from tests.places import ROOT
+
+from .conftest import needs_two_cores
 
 KEYS = ("TEST.BEST_METRIC", "TEST.EARLY_STOPPING_PATIENCE", "TEST.EVAL_PERIOD")
 NAN = float("nan")
@@ -206,3 +212,43 @@ def test_settings_that_cannot_work(values, message):
     with pytest.raises(UsageError, match=message):
         check_best(*values, keys=KEYS)
     check_best("bbox/AP", 3, 10, keys=KEYS)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+from detectron2.utils import comm
+
+from nl_detectron.engine import launch
+
+
+def main(folder):
+    from tests.engine.test_best import Trainer
+
+    rank = comm.get_rank()
+    # Only the main process has figures.
+    figures = [10.0, 30.0, 20.0, 25.0, 26.0] if rank == 0 else [{}] * 5
+    folder = Path(folder, str(rank))
+    folder.mkdir()
+    Trainer(folder, figures, patience=2).run(100)
+    (folder / "done.txt").write_text(str(comm.get_rank() == rank))
+
+
+if __name__ == "__main__":
+    launch(main, 2, 1, 0, "auto", args=(sys.argv[1],))
+"""
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_two_processes_end_early_together(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "0/done.txt").exists() and (tmp_path / "1/done.txt").exists()
+    assert steps_in(tmp_path / "0", "model_final") == 8
+    assert steps_in(tmp_path / "0", "model_best") == 4
