@@ -76,8 +76,8 @@ def export_model(
     """
     if format == "torch-export":
         raise UsageError(
-            "format torch-export: torch.export refuses a whole detector, whose code branches on "
-            f"what was detected; use one of {', '.join(FORMATS)}",
+            "format torch-export: torch.export refuses a whole detector, as Detectron2 reads sizes "
+            f"from tensors (of the padded image first); use one of {', '.join(FORMATS)}",
             arguments=["format"],
         )
     if format not in FORMATS:

@@ -89,7 +89,7 @@ class Recorder:
                 self._adapter,
                 (self._example,),
                 str(path),
-                dynamo=False,  # the other one cannot take a detector's branches on data
+                dynamo=False,  # the other one refuses sizes read from tensors
                 opset_version=OPSET,
                 input_names=["image"],
                 output_names=self.outputs,
