@@ -36,6 +36,12 @@ AREA = Kind(
     "area missing or no number: taken from the mask, or from the bbox where there is none",
     Effect.CORRECTED,
 )
+# The similarity of keypoints is relative to the object's area, of which a bbox has too much.
+NO_AREA = Kind(
+    "annotation",
+    "area missing beside keypoints, and no mask to take it from: keypoints are not evaluated",
+    Effect.FINE,
+)
 
 TOLERANCE = 1.0  # pixels by which a box may leave its image
 CHUNK = 20_000
@@ -149,7 +155,7 @@ def _overlap(low: np.ndarray, high: np.ndarray, masks: np.ndarray) -> np.ndarray
 def check_areas(
     annotations: list[dict], boxes: np.ndarray, mask_areas: np.ndarray, findings: Findings
 ) -> np.ndarray:
-    """Fills in areas that are missing.
+    """Fills in areas that are missing, but for those of objects with keypoints and no mask.
 
     Args:
         annotations: N of them.
@@ -167,6 +173,10 @@ def check_areas(
             areas[i] = number
             continue
         if number is None or not 0 <= number < 1e18:
+            if annotation.get("keypoints") and not mask_areas[i] > 0:
+                areas[i] = abs(boxes[i, 2] * boxes[i, 3])
+                _add(findings, NO_AREA, annotation, None if value is None else repr(value))
+                continue
             number = mask_areas[i] if mask_areas[i] > 0 else abs(boxes[i, 2] * boxes[i, 3])
         number = float(number)
         if math.isfinite(number):

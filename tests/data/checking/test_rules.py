@@ -264,6 +264,16 @@ def test_boxes_and_areas_from_masks(good, check):
     assert [a["area"] for a in fixed] == [64, 40, 40]
 
 
+def test_no_area_is_made_up_for_keypoints(good_keypoints, check):
+    """pycocotools would score them on it, and on the bbox's they look better than they are."""
+    content = spoil(good_keypoints, without("area"), of="annotations")
+    assert all("area" in a for a in check(content).content["annotations"])  # the masks'
+    content = spoil(content, without("segmentation"), of="annotations")
+    checked = check(content)
+    assert_finds(checked, "keypoints are not evaluated", FINE, 8)
+    assert not any("area" in a for a in checked.content["annotations"])
+
+
 def test_a_figure_of_eight_is_not_flat(good, check):
     eight = [1, 1, 9, 9, 9, 1, 1, 9]
     checked = check(spoil(good, setting(segmentation=[eight, SQUARE]), of="annotations"))
