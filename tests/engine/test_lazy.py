@@ -79,7 +79,8 @@ def test_trains_evaluates_and_resumes(config, tmp_path, log):
 
     weights = f"train.init_checkpoint={output / 'model_final.pth'}"
     results = evaluate_weights(load(config, output, weights))
-    assert results["bbox"]["AP"] == last_metrics(output)["bbox/AP"]
+    logged = last_metrics(output)["bbox/AP"]  # NaN where random weights have found nothing
+    assert results["bbox"]["AP"] == pytest.approx(logged, rel=0, abs=0, nan_ok=True)
 
     # weights without the block: fine to start from, not to be evaluated as if they had it
     content = torch.load(output / "model_final.pth", weights_only=True)
@@ -112,7 +113,8 @@ def test_parts_of_a_batch_and_averaged_weights(config, tmp_path, log):
     results = evaluate_weights(
         load(config, output, f"train.init_checkpoint={output / 'model_final.pth'}")
     )
-    assert results["bbox"]["AP"] == last_metrics(output)["bbox/AP"]
+    logged = last_metrics(output)["bbox/AP"]  # NaN where random weights have found nothing
+    assert results["bbox"]["AP"] == pytest.approx(logged, rel=0, abs=0, nan_ok=True)
     train(load(config, output, *opts, "train.max_iter=1"), resume=True)
     assert "Nothing is left to train: 2 iterations are done" in log.text
 
