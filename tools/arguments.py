@@ -52,15 +52,17 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def run_files(files: Sequence[str]) -> None:
-    """Runs Python files of the user's, as modules that stay loaded.
+    """Runs Python files of the user's, as modules that stay loaded; each once in a process.
 
     Raises:
         UsageError: if one does not exist or fails.
     """
     for file in files:
-        name = Path(file).stem
         if not Path(file).is_file():
             raise UsageError(f"--import {file} does not exist")
+        name = f"import of {Path(file).resolve()}"  # no other module's, whatever the file is called
+        if name in sys.modules:
+            continue
         specification = importlib.util.spec_from_file_location(name, file)
         if specification is None or specification.loader is None:
             raise UsageError(f"--import {file} is no Python file")
@@ -69,6 +71,7 @@ def run_files(files: Sequence[str]) -> None:
         try:
             specification.loader.exec_module(module)
         except Exception as error:  # whatever it does
+            del sys.modules[name]
             raise UsageError(f"--import {file} fails: {error!r}") from error
 
 

@@ -270,6 +270,9 @@ def test_code_of_ones_own_registers_datasets(fruit, tool, tmp_path):
         # It is known, and so are its classes.
         code, _, errors = tool(*run, *SHORT, *datasets)
         assert code == 2 and "'imported' has 3 categories but the model 4 classes" in errors
+        # The check and the training read the same command line: the file runs once.
+        code, _, errors = tool(*run, *SHORT, *datasets, "MODEL.ROI_HEADS.NUM_CLASSES", 3)
+        assert code == 0, errors
     finally:
         DatasetCatalog.remove("imported")
         MetadataCatalog.pop("imported")
