@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
 
 from nl_detectron.checkpoint import NonLocalCheckpointer
 from nl_detectron.report import find_chromium
@@ -88,10 +89,18 @@ def tool(monkeypatch, capsys):
         path = ROOT / "tools" / f"{name}.py"
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
         code = 0
+        # Detectron2 gives its loggers handlers once, which write to what is stdout then: here it
+        # is this test's, and closed for the next one.
+        loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
+        before = [logger.handlers[:] for logger in loggers]
+        setup_logger.cache_clear()
         try:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as end:
             code = end.code or 0
+        finally:
+            for logger, handlers in zip(loggers, before, strict=True):
+                logger.handlers[:] = handlers
         return code, *capsys.readouterr()
 
     return run
