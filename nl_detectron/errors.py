@@ -61,6 +61,11 @@ def closest(value: str, allowed: Iterable[str], *, cutoff: float = 0.6) -> list[
     return difflib.get_close_matches(value, list(allowed), n=3, cutoff=cutoff)
 
 
+def few(names: Sequence[object], most: int = 10) -> str:
+    """The first names of a list that may be long, for a message."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
+
 def did_you_mean(value: str, allowed: Iterable[str]) -> str:
     """``"; did you mean a or b?"`` with the closest of the allowed values, or nothing."""
     close = closest(value, allowed)

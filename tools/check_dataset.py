@@ -17,7 +17,7 @@ from nl_detectron.data.checking.pictures import write_contact_sheet
 from nl_detectron.data.checking.split import split
 from nl_detectron.data.checking.table import tables
 from nl_detectron.data.prepare import write_annotations
-from nl_detectron.engine.checks import check_dataset_files
+from nl_detectron.engine.dataset_checks import check_dataset_files
 from nl_detectron.errors import UsageError, usage_errors
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UsageError
 
 # A 100-megapixel picture takes 0.3 GB, and its drawing a few times that.
 MAX_PIXELS = 100_000_000
-ORIENTATION = 274  # the EXIF tag
 
 # Filters of warnings are the process's, and images are opened in several threads.
 _filters = threading.Lock()
@@ -100,7 +99,7 @@ def _to_bgr(image: Image.Image) -> np.ndarray:
     # Loaded first: what cannot be decoded is then an error of its own, not one of the EXIF data.
     image.load()
     with contextlib.suppress(Exception):  # broken EXIF data is no reason to refuse the pixels
-        if image.getexif().get(ORIENTATION, 1) != 1:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # 16 or 32-bit integers or floats; convert() would clip them
         values = np.nan_to_num(np.asarray(image).astype(np.float64))

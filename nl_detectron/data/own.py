@@ -16,7 +16,7 @@ from detectron2.data.datasets import load_coco_json
 from ..errors import UsageError
 from .annotations import read_annotations
 from .keypoints import connection_rules, flip_pairs
-from .prepare import prepare
+from .prepare import errors_of_dataset, prepare
 
 
 def register_coco(
@@ -52,11 +52,9 @@ def register_coco(
         raise UsageError(f"dataset {name!r}: there is no annotation file {json_file}")
     if not Path(image_root).is_dir():
         raise UsageError(f"dataset {name!r}: there is no folder of images {image_root}")
-    try:
+    with errors_of_dataset(name):
         prepared = prepare(str(json_file), str(image_root))
         prepared.stop(corrected=True)
-    except UsageError as error:
-        raise UsageError(f"dataset {name!r}: {error}") from error
     prepared.log()
     file = prepared.json_file
     categories = sorted(prepared.categories, key=lambda category: category["id"])

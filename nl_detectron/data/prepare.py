@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from detectron2.utils.file_io import PathManager
@@ -97,7 +98,7 @@ def prepare(json_file: str, image_root: str) -> Prepared:
             return prepared
         if having(prepared.findings, Effect.REPAIRED, Effect.CORRECTED):
             copy = str(stored.with_suffix("")) + ".json"
-            prepared = _prepared(checked, json_file, image_root, copy)
+            prepared = replace(prepared, json_file=copy)
             try:
                 write_annotations(checked.corrected(), copy)
             except OSError as error:
@@ -110,18 +111,25 @@ def prepare(json_file: str, image_root: str) -> Prepared:
     return prepared
 
 
+@contextlib.contextmanager
+def errors_of_dataset(name: str) -> Iterator[None]:
+    """Names the dataset in a :class:`UsageError`."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"dataset {name!r}: {error}") from error
+
+
 def write_annotations(content: dict, file: str | Path) -> None:
     """Writes the content of an annotation file in one step."""
     with replacing(file) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         json.dump(content, stream)
 
 
-def _prepared(
-    checked: Checked, original: str, image_root: str, json_file: str | None = None
-) -> Prepared:
+def _prepared(checked: Checked, json_file: str, image_root: str) -> Prepared:
     return Prepared(
-        original,
-        json_file or original,
+        json_file,
+        json_file,
         image_root,
         checked.findings,
         checked.content["categories"],

@@ -2,45 +2,32 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
 from urllib.parse import urlparse
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.catalog import Metadata
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
-from detectron2.utils.file_io import PathManager
 from fvcore.common.registry import Registry
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import add_non_local_config, block_options
-from ..data.annotations import require_lists
-from ..data.own import class_names, classes_of
-from ..data.prepare import Prepared, prepare
 from ..data.training import check_usable
 from ..errors import UsageError, did_you_mean
-from ..evaluation import EVALUATORS
 from ..layers import NonLocalBlock
 from ..log import logger
 from ..modeling.backbone import check_placement
 from ..modeling.keypoint_head import check_keypoint_head_placement
 from ..solver import OPTIMIZERS, check_lr_factors
 from .best import check_best
-from .launch import num_cpu_cores
-from .solver_checks import check_lazy_solver, check_solver
-
-# Metadata of Detectron2's datasets that names files or folders which must be there
-DATASET_PATHS = (
-    "json_file",
-    "image_root",
-    "panoptic_json",
-    "panoptic_root",
-    "sem_seg_root",
-    "dirname",
-    "image_dir",
-    "gt_dir",
+from .dataset_checks import (
+    check_annotations,
+    check_dataset,
+    check_dataset_files,
+    check_same_categories,
 )
+from .launch import num_cpu_cores
+from .own_data import dataset_names
+from .solver_checks import check_lazy_solver, check_solver
 
 
 def check_cfg(
@@ -85,8 +72,8 @@ def check_cfg(
         raise UsageError("DATASETS.TEST is empty: there is nothing to evaluate on")
     train = () if eval_only else cfg.DATASETS.TRAIN
     names = list(dict.fromkeys((*train, *cfg.DATASETS.TEST)))
-    prepared = {name: _check_dataset(name, cfg) for name in names}
-    _check_same_classes(names)
+    prepared = {name: check_dataset(name, cfg) for name in names}
+    check_same_categories(names)
     check_usable(
         [file for name in train if (file := prepared[name])],
         mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
@@ -113,12 +100,9 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
     check_weights("train.init_checkpoint", train.init_checkpoint, train.output_dir, resume=resume)
     trained_on = []
     for loader in ("test",) if eval_only else ("train", "test"):
-        names = OmegaConf.select(cfg.dataloader, f"{loader}.dataset.names") or ()
-        for name in (names,) if isinstance(names, str) else names:
+        for name in dataset_names(cfg, loader):
             check_dataset_files(name)
-            prepared = _check_annotations(name, training=loader == "train")
-            if prepared:
-                _stop_at_findings(name, prepared)
+            prepared = check_annotations(name, training=loader == "train")
             if prepared and loader == "train":
                 trained_on.append(prepared)
     mapper = OmegaConf.select(cfg.dataloader, "train.mapper") or {}
@@ -281,144 +265,10 @@ def check_output_dir(key: str, folder: str) -> None:
         ) from error
 
 
-def check_dataset_files(name: str) -> None:
-    """Checks that a dataset is registered and its files are there; makes a generated one.
-
-    Raises:
-        UsageError: naming the dataset or the file, and what to do.
-    """
-    if name not in DatasetCatalog:
+def check_threshold(value: float) -> None:
+    """Raises a UsageError unless the value is a score."""
+    if not 0 <= value <= 1:
         raise UsageError(
-            f"dataset {name!r} is not registered{did_you_mean(name, DatasetCatalog.list())}; "
-            "name files of your own with --dataset"
+            f"confidence_threshold must be from 0 to 1, got {value:g}",
+            arguments=["confidence_threshold"],
         )
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("generated"):
-        try:
-            DatasetCatalog.get(name)  # makes it if it is not there yet
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"dataset {name!r} cannot be generated: {error}. Delete what is there, or choose "
-                "another folder with DETECTRON2_DATASETS"
-            ) from error
-    for key in DATASET_PATHS:
-        path = metadata.get(key)
-        if path and not PathManager.exists(path):
-            raise UsageError(
-                f"dataset {name!r} is not there: {path} does not exist. Download it (COCO: "
-                "https://cocodataset.org) into the folder that DETECTRON2_DATASETS names, laid out "
-                "as in Detectron2's datasets/README.md"
-            )
-
-
-def _check_dataset(name: str, cfg: CfgNode) -> Prepared | None:
-    check_dataset_files(name)
-    metadata = MetadataCatalog.get(name)
-    evaluator_type = metadata.get("evaluator_type")
-    if name in cfg.DATASETS.TEST and evaluator_type not in EVALUATORS:
-        raise UsageError(
-            f"dataset {name!r} has evaluator_type {evaluator_type!r} in its metadata, for which "
-            f"there is no evaluator; there are some for {', '.join(EVALUATORS)}"
-        )
-    prepared = _check_annotations(name, training=name in cfg.DATASETS.TRAIN)
-    if prepared:
-        _stop_at_findings(name, prepared)
-        _check_coco_json(name, prepared, cfg)
-    return prepared
-
-
-def _check_annotations(name: str, *, training: bool) -> Prepared | None:
-    """Reads and checks the annotation file of a dataset in COCO's format; others have none."""
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
-        return None
-    try:
-        prepared = prepare(metadata.json_file, metadata.get("image_root", ""))
-        # What is only tested on may be without annotations, as COCO's own test sets are.
-        if training and not prepared.has_annotations:
-            require_lists({}, metadata.json_file, ["annotations"])
-    except UsageError as error:
-        raise UsageError(f"dataset {name!r}: {error}") from error
-    return prepared
-
-
-def _stop_at_findings(name: str, prepared: Prepared) -> None:
-    is_copy = prepared.json_file == MetadataCatalog.get(name).json_file
-    try:
-        prepared.stop(corrected=is_copy)
-    except UsageError as error:
-        raise UsageError(f"dataset {name!r}: {error}") from error
-
-
-def _check_coco_json(name: str, prepared: Prepared, cfg: CfgNode) -> None:
-    metadata = MetadataCatalog.get(name)
-    found = class_names(prepared.categories)
-    if not metadata.get("own") and metadata.get("thing_classes", found) != found:
-        raise UsageError(
-            f"dataset {name!r}: the categories of {prepared.original} are {_few(found)}, not "
-            f"{_few(metadata.thing_classes)}; register data of your own by a name of its own, with "
-            "--dataset"
-        )
-    _check_classes(name, metadata.get("thing_classes", found), cfg)
-    if not cfg.MODEL.KEYPOINT_ON:
-        return
-    expected = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-    for category in prepared.categories:
-        number = len(category.get("keypoints", ()))
-        if number not in (0, expected):
-            raise UsageError(
-                f"dataset {name!r} has {number} keypoints for {category.get('name')!r}; the model, "
-                f"with MODEL.KEYPOINT_ON, has NUM_KEYPOINTS {expected}"
-            )
-    if name in cfg.DATASETS.TRAIN:
-        _check_keypoint_metadata(name, metadata, expected)
-
-
-def _check_classes(name: str, classes: Sequence[str], cfg: CfgNode) -> None:
-    node = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
-    num_classes = cfg.MODEL[node].NUM_CLASSES
-    detects = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN", "RetinaNet")
-    if detects and num_classes != len(classes):
-        only = "only " if num_classes < len(classes) else ""
-        raise UsageError(
-            f"dataset {name!r} has {len(classes)} categories but the model {only}{num_classes} "
-            f"classes; set MODEL.{node}.NUM_CLASSES {len(classes)}"
-        )
-
-
-def _check_same_classes(names: Sequence[str]) -> None:
-    """Detectron2 takes classes by their index: it must mean the same in all sets of a run."""
-    classes = {name: found for name in names if (found := classes_of(name))}
-    first = next(iter(classes), "")
-    for name, found in classes.items():
-        if found != classes[first]:
-            raise UsageError(
-                f"datasets {first!r} and {name!r} have different categories: "
-                f"{_few(classes[first])} and {_few(found)}, by rising id; name the files with "
-                "--dataset, which matches categories by name"
-            )
-
-
-def _check_keypoint_metadata(name: str, metadata: Metadata, expected: int) -> None:
-    names, pairs = metadata.get("keypoint_names"), metadata.get("keypoint_flip_map")
-    if names is None or pairs is None:
-        lacking = "keypoint_names" if names is None else "keypoint_flip_map"
-        raise UsageError(
-            f"dataset {name!r} has no {lacking} in its metadata; set it by MetadataCatalog, or "
-            "name the file with --dataset, which takes them from it"
-        )
-    if len(names) != expected:
-        raise UsageError(
-            f"dataset {name!r} has {len(names)} keypoint_names in its metadata; the model has "
-            f"NUM_KEYPOINTS {expected}"
-        )
-    for keypoint in (keypoint for pair in dict(pairs).items() for keypoint in pair):
-        if keypoint not in names:
-            raise UsageError(
-                f"dataset {name!r}: keypoint_flip_map in its metadata names {keypoint!r}"
-                f"{did_you_mean(keypoint, names)}; keypoint_names are {_few(names)}"
-            )
-
-
-def _few(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..checkpoint import read_vocabulary
 from ..data.keypoints import COCO_SIGMAS, oks_sigmas
 from ..data.own import classes_of, register_coco
-from ..errors import UsageError
+from ..errors import UsageError, few
 
 CLASS_KEYS = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES")
 KEYPOINTS_KEY = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
@@ -74,8 +74,8 @@ class OwnData:
                 )
             if self.keypoints and names != (keypoints or names):
                 raise UsageError(
-                    f"dataset {name!r} has the keypoints {_few(names)}, but {self.used[0]!r} has "
-                    f"{_few(keypoints)}"
+                    f"dataset {name!r} has the keypoints {few(names)}, but {self.used[0]!r} has "
+                    f"{few(keypoints)}"
                 )
             keypoints = names
         return MetadataCatalog.get(self.used[0])
@@ -206,8 +206,8 @@ def check_same_classes(vocabulary: Mapping[str, Any], datasets: Sequence[str]) -
         classes = classes_of(name)
         if classes and classes != trained:
             raise UsageError(
-                f"the weights were trained on the classes {_few(trained)}, but dataset {name!r} "
-                f"has {_few(classes)}; evaluate with the config.yaml of the training, or name the "
+                f"the weights were trained on the classes {few(trained)}, but dataset {name!r} "
+                f"has {few(classes)}; evaluate with the config.yaml of the training, or name the "
                 "dataset by DATASETS.OWN, which matches classes by their names"
             )
 
@@ -221,14 +221,14 @@ def dataset_names(cfg: DictConfig, loader: str) -> list[str]:
 def describe(metadata: Metadata) -> str:
     """A line on what a dataset's classes and keypoints are called and taken for."""
     classes: list[str] = metadata.get("thing_classes", [])
-    text = f"{metadata.name}: {len(classes)} classes ({_few(classes)})"
+    text = f"{metadata.name}: {len(classes)} classes ({few(classes)})"
     names = metadata.get("keypoint_names")
     if not names:
         return text
     pairs = [f"{left}/{right}" for left, right in metadata.get("keypoint_flip_map", ())]
-    text += f"; {len(names)} keypoints ({_few(names)})"
+    text += f"; {len(names)} keypoints ({few(names)})"
     return text + (
-        f", of which change places in mirrored images: {_few(pairs)}"
+        f", of which change places in mirrored images: {few(pairs)}"
         if pairs
         else ", none of which changes places in mirrored images: where there are left and right "
         "ones, say so by DATASETS.KEYPOINT_FLIP_PAIRS"
@@ -285,7 +285,7 @@ def _sigmas(names: Sequence[str], sigmas: Sequence[float], key: str) -> Sequence
     if len(sigmas) not in (0, len(names)):
         raise UsageError(
             f"{key} has {len(sigmas)} values, but the data have {len(names)} keypoints: "
-            f"{_few(names)}"
+            f"{few(names)}"
         )
     coco = list(names) == list(COCO_SIGMAS)
     return sigmas if len(sigmas) or coco else oks_sigmas(names)
@@ -310,7 +310,3 @@ def _set_lazily(
     if key in said and found != value:
         raise UsageError(f"{key} is {found}, but dataset {who} {value} {what}")
     OmegaConf.update(cfg, key, value)
-
-
-def _few(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")

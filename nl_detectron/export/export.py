@@ -16,7 +16,7 @@ from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text, metadata_of_model
-from ..engine.checks import check_output_dir
+from ..engine.checks import check_output_dir, check_threshold
 from ..engine.config import cfg_of_weights
 from ..errors import UsageError
 from ..layers import non_local_blocks
@@ -114,11 +114,7 @@ def _load(
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     if threshold is not None:
-        if not 0 <= threshold <= 1:
-            raise UsageError(
-                f"confidence_threshold must be from 0 to 1, got {threshold:g}",
-                arguments=["confidence_threshold"],
-            )
+        check_threshold(threshold)
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
     cfg.freeze()

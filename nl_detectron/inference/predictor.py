@@ -20,8 +20,9 @@ from torch import nn
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text, metadata_of_model
 from ..data.images import ImageError, read_image, to_format
+from ..engine.checks import check_threshold
 from ..engine.config import cfg_of_weights
-from ..errors import UsageError, did_you_mean
+from ..errors import UsageError, did_you_mean, few
 from ..export.model import ExportedModel
 from ..export.runtimes import is_exported
 from ..structures import Attention
@@ -287,15 +288,6 @@ class Predictor:
         return {"image": tensor, "height": height, "width": width}
 
 
-def check_threshold(value: float) -> None:
-    """Raises a UsageError unless the value is a score."""
-    if not 0 <= value <= 1:
-        raise UsageError(
-            f"confidence_threshold must be from 0 to 1, got {value:g}",
-            arguments=["confidence_threshold"],
-        )
-
-
 def _check_exported(
     model: ExportedModel, device: str | None, dtype: str, threshold: float, configured: bool
 ) -> None:
@@ -348,8 +340,7 @@ def resolve_device(device: str | None) -> str:
 def _class_indices(classes: Sequence[str], names: Sequence[str]) -> list[int]:
     for name in classes:
         if name not in names:
-            few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            hint = did_you_mean(name, names) or f"; it has {few}"
+            hint = did_you_mean(name, names) or f"; it has {few(names, most=5)}"
             raise UsageError(
                 f"classes: {name!r} is no class of this model{hint}", arguments=["classes"]
             )

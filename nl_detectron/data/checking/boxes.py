@@ -73,7 +73,7 @@ def check_boxes(
             )
         elif not (finite := np.isfinite(array).all(1)).all():
             for i in np.flatnonzero(~finite):
-                _add(findings, NOT_FINITE, chunk[i], array[i].tolist())
+                findings.add_annotation(NOT_FINITE, chunk[i], array[i].tolist())
             array[~finite] = np.nan
         boxes[start : start + CHUNK] = array
     with np.errstate(invalid="ignore", over="ignore"):
@@ -86,21 +86,21 @@ def _check_box(annotation: dict, mask: np.ndarray, findings: Findings) -> Sequen
     value = annotation.get("bbox")
     if value is None or value == []:
         if np.isnan(mask[0]):
-            _add(findings, NO_BOX, annotation)
+            findings.add_annotation(NO_BOX, annotation)
             return none
         x1, y1, x2, y2 = mask.tolist()
         annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-        _add(findings, FROM_MASK, annotation)
+        findings.add_annotation(FROM_MASK, annotation)
         return annotation["bbox"]
     numbers = to_numbers(value)
     if numbers is None or len(numbers) != 4:
-        _add(findings, NOT_FOUR, annotation, value)
+        findings.add_annotation(NOT_FOUR, annotation, value)
         return none
     if not all(map(math.isfinite, numbers)):
-        _add(findings, NOT_FINITE, annotation, value)
+        findings.add_annotation(NOT_FINITE, annotation, value)
         return none
     if any(isinstance(number, str) for number in value):
-        _add(findings, TEXT, annotation, value)
+        findings.add_annotation(TEXT, annotation, value)
         annotation["bbox"] = numbers
     return numbers
 
@@ -141,7 +141,7 @@ def _judge(
         (OFF_MASK, off_mask),
     ):
         for i in np.flatnonzero(which):
-            _add(findings, kind, annotations[i], annotations[i]["bbox"])
+            findings.add_annotation(kind, annotations[i], annotations[i]["bbox"])
 
 
 def _overlap(low: np.ndarray, high: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -175,15 +175,11 @@ def check_areas(
         if number is None or not 0 <= number < 1e18:
             if annotation.get("keypoints") and not mask_areas[i] > 0:
                 areas[i] = abs(boxes[i, 2] * boxes[i, 3])
-                _add(findings, NO_AREA, annotation, None if value is None else repr(value))
+                findings.add_annotation(NO_AREA, annotation, None if value is None else repr(value))
                 continue
             number = mask_areas[i] if mask_areas[i] > 0 else abs(boxes[i, 2] * boxes[i, 3])
         number = float(number)
         if math.isfinite(number):
             areas[i] = annotation["area"] = number
-            _add(findings, AREA, annotation, None if value is None else repr(value))
+            findings.add_annotation(AREA, annotation, None if value is None else repr(value))
     return areas
-
-
-def _add(findings: Findings, kind: Kind, annotation: dict, detail: object = None) -> None:
-    findings.add(kind, annotation.get("id", "without id"), detail, image=annotation.get("image_id"))

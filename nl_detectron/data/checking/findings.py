@@ -5,6 +5,8 @@ from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 
+from ...errors import one_line
+
 EXAMPLES = 5  # of each finding
 
 
@@ -94,9 +96,14 @@ class Findings:
         finding.count += 1
         if self._max_examples is None or len(finding.examples) < self._max_examples:
             example = _short(where) + ("" if detail is None else f": {_cut(str(detail))}")
-            finding.examples.append(printable(example))
+            finding.examples.append(one_line(example))
         if isinstance(image, (int, str)) and kind.effect in WEIGHTS:
             self.suspicion[image] += WEIGHTS[kind.effect]
+
+    def add_annotation(self, kind: Kind, annotation: dict, detail: object = None) -> None:
+        """Counts one of an annotation."""
+        where, image = annotation.get("id", "without id"), annotation.get("image_id")
+        self.add(kind, where, detail, image=image)
 
     def sorted(self) -> list[Finding]:
         """The worst first."""
@@ -106,11 +113,6 @@ class Findings:
 
 # How much a finding says for a look at the image
 WEIGHTS = {Effect.STOPS: 1000, Effect.SUSPICIOUS: 100, Effect.LEFT_OUT: 20, Effect.REPAIRED: 5}
-
-
-def printable(text: str) -> str:
-    """The text with escapes for line breaks, terminals' control characters and half characters."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _cut(text: str) -> str:

@@ -50,23 +50,25 @@ def check_marks(annotations: list[dict], findings: Findings) -> None:
         if type(value) is not int:
             number = to_number(value)
             if "iscrowd" not in annotation:
-                _add(findings, CROWD_MISSING, annotation)
+                findings.add_annotation(CROWD_MISSING, annotation)
                 annotation["iscrowd"] = 0
             elif isinstance(value, bool) or value is None or number in (0, 1):
                 is_other = isinstance(value, (bool, float))
-                _add(findings, CROWD_BOOL if is_other else CROWD_TYPE, annotation, repr(value))
+                findings.add_annotation(
+                    CROWD_BOOL if is_other else CROWD_TYPE, annotation, repr(value)
+                )
                 annotation["iscrowd"] = int(bool(value) if number is None else number)
         if annotation["iscrowd"] not in (0, 1):
-            _add(findings, CROWD_VALUE, annotation, repr(value))
+            findings.add_annotation(CROWD_VALUE, annotation, repr(value))
         elif annotation["iscrowd"] == 1:
-            _add(findings, CROWD, annotation)
+            findings.add_annotation(CROWD, annotation)
         if annotation.get("ignore", 0) != 0:
             ignore = annotation["ignore"]
             if not ignore or to_number(ignore) == 0:
                 del annotation["ignore"]
-                _add(findings, IGNORE_0, annotation)
+                findings.add_annotation(IGNORE_0, annotation)
             else:
-                _add(findings, IGNORE, annotation, repr(ignore))
+                findings.add_annotation(IGNORE, annotation, repr(ignore))
 
 
 def check_keypoints(
@@ -96,20 +98,20 @@ def check_keypoints(
         if not values and not expected:
             if "keypoints" in annotation and values != []:
                 del annotation["keypoints"]
-                _add(findings, MISSING, annotation, repr(values))
+                findings.add_annotation(MISSING, annotation, repr(values))
             if told := annotation.get("num_keypoints"):
-                _add(findings, COUNT, annotation, f"{told!r}, counted 0")
+                findings.add_annotation(COUNT, annotation, f"{told!r}, counted 0")
                 annotation["num_keypoints"] = 0
             continue
         if not values:
             values = annotation["keypoints"] = [0] * (3 * expected)
             annotation["num_keypoints"] = 0
-            _add(findings, MISSING, annotation)
+            findings.add_annotation(MISSING, annotation)
         points = _check_values(annotation, values, expected, findings)
         if points is None:
             continue
         if not expected:
-            _add(findings, UNNAMED, annotation)
+            findings.add_annotation(UNNAMED, annotation)
         _judge(annotation, points, sizes[i], findings)
         visibilities += np.bincount(points[:, 2].clip(0, 2).astype(int), minlength=3)
     return visibilities
@@ -122,7 +124,7 @@ def _check_values(
     count = len(values) if isinstance(values, list) else -1
     if count % 3 or count != (3 * expected or count):
         of = f"{count} values" if count >= 0 else repr(values)
-        _add(findings, LENGTH, annotation, f"{of} for {expected or 'unnamed'} keypoints")
+        findings.add_annotation(LENGTH, annotation, f"{of} for {expected or 'unnamed'} keypoints")
         return None
     if are_numbers(values):
         points = np.array(values, np.float64).reshape(-1, 3)
@@ -136,12 +138,12 @@ def _check_values(
             plain[k], plain[k + 1] = 0, 0
     numbers = to_numbers(plain)
     if numbers is None or not all(map(math.isfinite, numbers)):
-        _add(findings, NO_NUMBERS, annotation)
+        findings.add_annotation(NO_NUMBERS, annotation)
         return None
     if plain != values:
-        _add(findings, UNLABELLED_NAN, annotation)
+        findings.add_annotation(UNLABELLED_NAN, annotation)
     if any(isinstance(value, str) for value in values):
-        _add(findings, TEXT, annotation)
+        findings.add_annotation(TEXT, annotation)
     annotation["keypoints"] = numbers
     return np.array(numbers, np.float64).reshape(-1, 3)
 
@@ -149,23 +151,19 @@ def _check_values(
 def _judge(annotation: dict, points: np.ndarray, size: np.ndarray, findings: Findings) -> None:
     labelled = points[:, 2] > 0
     if not np.isin(points[:, 2], (0, 1, 2)).all():
-        _add(findings, VISIBILITY, annotation)
+        findings.add_annotation(VISIBILITY, annotation)
     outside = (points[:, :2] < -1) | (points[:, :2] > size + 1)
     if (outside.any(1) & labelled).any():
-        _add(findings, OUTSIDE, annotation)
+        findings.add_annotation(OUTSIDE, annotation)
     count = int(labelled.sum())
     if not count:
-        _add(findings, NONE_LABELLED, annotation)
+        findings.add_annotation(NONE_LABELLED, annotation)
     told = annotation.get("num_keypoints")
     if type(told) is not int or told != count:
-        _add(findings, COUNT, annotation, f"{told!r}, counted {count}")
+        findings.add_annotation(COUNT, annotation, f"{told!r}, counted {count}")
         annotation["num_keypoints"] = count
 
 
 def _category(annotation: dict) -> Hashable:
     value = annotation.get("category_id")
     return value if isinstance(value, (int, str)) else None
-
-
-def _add(findings: Findings, kind: Kind, annotation: dict, detail: object = None) -> None:
-    findings.add(kind, annotation.get("id", "without id"), detail, image=annotation.get("image_id"))

@@ -78,13 +78,13 @@ def check_masks(
             segmentation = annotation["segmentation"]
             if not segmentation:
                 del annotation["segmentation"]
-                _add(findings, EMPTY, annotation)
+                findings.add_annotation(EMPTY, annotation)
             elif isinstance(segmentation, list):
                 with_polygons.append(i)
             elif isinstance(segmentation, dict):
                 boxes[i], areas[i] = _check_rle(annotation, sizes[i], findings)
             else:
-                _add(findings, NO_MASK, annotation, segmentation)
+                findings.add_annotation(NO_MASK, annotation, segmentation)
         _check_polygons(annotations, with_polygons, boxes, areas, findings)
     return boxes, areas
 
@@ -110,7 +110,7 @@ def _check_polygons(
         segmentation = annotations[i]["segmentation"]
         usable = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
         for _ in range(len(segmentation) - len(usable)):
-            _add(findings, SHORT, annotations[i])
+            findings.add_annotation(SHORT, annotations[i])
         if len(usable) < len(segmentation):
             _replace(annotations[i], usable)
         polygons += usable
@@ -131,13 +131,13 @@ def _check_polygons(
     owner = np.array(owners)
     bad = np.unique(owner[~near])  # a mask with one such polygon is none
     for p in np.flatnonzero(~near):
-        _add(findings, FAR if finite[p] else NOT_FINITE, annotations[owner[p]])
+        findings.add_annotation(FAR if finite[p] else NOT_FINITE, annotations[owner[p]])
     for i in np.unique(owner[flat]):
         keep = ~flat[owner == i]
         segmentation = annotations[i]["segmentation"]
         _replace(annotations[i], [p for p, k in zip(segmentation, keep, strict=True) if k])
         for _ in range(int((~keep).sum())):
-            _add(findings, FLAT, annotations[i])
+            findings.add_annotation(FLAT, annotations[i])
     good = near & ~flat & ~np.isin(owner, bad)
     who = owner[good]
     boxes[who] = np.tile([np.inf, np.inf, -np.inf, -np.inf], (len(who), 1))
@@ -185,12 +185,12 @@ def _make_plain(annotation: dict, findings: Findings) -> bool:
         ]
     numbers = [to_numbers(part) for part in nested]
     if None in numbers:
-        _add(findings, NO_MASK, annotation, parts)
+        findings.add_annotation(NO_MASK, annotation, parts)
         return False
     if nested != parts:
-        _add(findings, NESTING, annotation)
+        findings.add_annotation(NESTING, annotation)
     if any(isinstance(value, str) for part in nested for value in part):
-        _add(findings, TEXT, annotation)
+        findings.add_annotation(TEXT, annotation)
     annotation["segmentation"] = numbers
     return True
 
@@ -213,17 +213,17 @@ def _check_rle(
     none = np.nan, np.nan
     height_width = rle.get("size")
     if not isinstance(height_width, list) or "counts" not in rle:
-        _add(findings, NO_MASK, annotation, rle)
+        findings.add_annotation(NO_MASK, annotation, rle)
         return none
     # Where the image's own size is not known, the run stops because of that.
     if [type(n) for n in height_width] != [int, int] or height_width != size[::-1].tolist():
         shown = f"{height_width}, the image's {size[::-1].tolist()}"
-        _add(findings, RLE_SIZE, annotation, shown)
+        findings.add_annotation(RLE_SIZE, annotation, shown)
         return none
     runs = run_lengths(rle["counts"])
     height, width = height_width
     if runs is None or (runs < 0).any() or runs.sum() != height * width:
-        _add(findings, RLE_COUNTS, annotation)
+        findings.add_annotation(RLE_COUNTS, annotation)
         return none
     # Runs of pixels in the order of columns; every other one is of the mask.
     ends = np.cumsum(runs)
@@ -231,7 +231,7 @@ def _check_rle(
     is_some = last >= first
     first, last = first[is_some], last[is_some]
     if not len(first):
-        _add(findings, RLE_EMPTY, annotation)
+        findings.add_annotation(RLE_EMPTY, annotation)
         return none
     across = first // height != last // height  # a run that goes on in the next column
     top = 0 if across.any() else (first % height).min()
@@ -263,7 +263,3 @@ def run_lengths(counts: Any) -> np.ndarray | None:
     values -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)
     values[1::2], values[2::2] = np.cumsum(values[1::2]), np.cumsum(values[2::2])
     return values
-
-
-def _add(findings: Findings, kind: Kind, annotation: dict, detail: object = None) -> None:
-    findings.add(kind, annotation.get("id", "without id"), detail, image=annotation.get("image_id"))

@@ -2,13 +2,13 @@
 
 from tabulate import tabulate
 
+from ...errors import one_line
 from .check import Checked
-from .findings import printable
 
 
 def tables(checked: Checked) -> str:
     """Images, annotations by class and size, keypoints by visibility, and the findings."""
-    rows = [[printable(name), *counts, sum(counts)] for name, counts in checked.sizes.items()]
+    rows = [[one_line(name), *counts, sum(counts)] for name, counts in checked.sizes.items()]
     if len(rows) > 1:
         rows.append(["all", *map(sum, zip(*(row[1:] for row in rows), strict=True))])
     parts = [
