@@ -59,9 +59,7 @@ def evaluate_in_detail(
         kpt_oks_sigmas: as in ``TEST.KEYPOINT_OKS_SIGMAS``; COCO's by default.
     """
     examined, results = examine_results(truth, results, kpt_oks_sigmas=kpt_oks_sigmas)
-    return [
-        _evaluate(examined, results, task, kpt_oks_sigmas, min_score) for task in examined.tasks
-    ]
+    return detail_of(examined, results, kpt_oks_sigmas=kpt_oks_sigmas, min_score=min_score)
 
 
 def examine_results(
@@ -74,6 +72,19 @@ def examine_results(
         if any(key in result for result in kept):
             tasks.append(task)
     return examine_for(truth, kept, tasks, kpt_oks_sigmas), kept
+
+
+def detail_of(
+    examined: Examined,
+    results: Sequence[dict],
+    *,
+    kpt_oks_sigmas: Sequence[float] = (),
+    min_score: float = 0.5,
+) -> list[TaskResult]:
+    """:func:`evaluate_in_detail` of what :func:`examine_results` has given."""
+    return [
+        _evaluate(examined, results, task, kpt_oks_sigmas, min_score) for task in examined.tasks
+    ]
 
 
 def _evaluate(

@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
+from ..data.annotations import read_annotations
 from ..data.images import read_image
 from ..engine.config import load_cfg
 from ..errors import UsageError
-from ..evaluation import TaskResult, evaluate_in_detail
-from ..evaluation.details import examine_results
+from ..evaluation import TaskResult
+from ..evaluation.details import detail_of, examine_results
 from ..inference import Predictor
 from ..inference.attention import check_has_blocks
 from ..version import __version__
@@ -135,10 +136,8 @@ class _Evaluation:
         if results:
             truth = _read_coco(self.metadata.json_file)
             sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-            self.tasks = evaluate_in_detail(
-                truth, results, kpt_oks_sigmas=sigmas, min_score=min_score
-            )
             examined, results = examine_results(truth, results, kpt_oks_sigmas=sigmas)
+            self.tasks = detail_of(examined, results, kpt_oks_sigmas=sigmas, min_score=min_score)
             self.left_out = examined.notes
             self.errors = [errors_section(examined, results, min_score=min_score)]
 
@@ -223,7 +222,7 @@ def _load_dataset(name: str) -> dict[int, dict]:
 
 def _read_coco(json_file: str) -> COCO:
     truth = COCO()
-    truth.dataset = json.loads(Path(json_file).read_text(encoding="utf-8"))
+    truth.dataset = read_annotations(json_file, lists=())
     truth.dataset.setdefault("info", {})  # which some versions of pycocotools ask for
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
