@@ -20,9 +20,8 @@ from ..modeling.keypoint_head import check_keypoint_head_placement
 from ..solver import OPTIMIZERS, check_lr_factors
 from .best import check_best
 from .dataset_checks import (
-    check_annotations,
     check_dataset,
-    check_dataset_files,
+    check_dataset_lazily,
     check_same_categories,
 )
 from .launch import num_cpu_cores
@@ -98,13 +97,14 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
     )
     check_output_dir("train.output_dir", train.output_dir)
     check_weights("train.init_checkpoint", train.init_checkpoint, train.output_dir, resume=resume)
-    trained_on = []
+    trained_on, names = [], []
     for loader in ("test",) if eval_only else ("train", "test"):
         for name in dataset_names(cfg, loader):
-            check_dataset_files(name)
-            prepared = check_annotations(name, training=loader == "train")
+            prepared = check_dataset_lazily(name, cfg, training=loader == "train")
+            names.append(name)
             if prepared and loader == "train":
                 trained_on.append(prepared)
+    check_same_categories(list(dict.fromkeys(names)))
     mapper = OmegaConf.select(cfg.dataloader, "train.mapper") or {}
     check_usable(
         trained_on,

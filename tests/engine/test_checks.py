@@ -3,7 +3,13 @@ import torch
 from detectron2 import model_zoo
 from detectron2.data import MetadataCatalog
 
-from nl_detectron.engine import cfg_from_text, check_cfg, load_cfg
+from nl_detectron.engine import (
+    cfg_from_text,
+    check_cfg,
+    check_lazy_cfg,
+    load_cfg,
+    load_lazy_cfg,
+)
 from nl_detectron.errors import UsageError, usage_errors
 from tests.places import CONFIGS
 
@@ -166,6 +172,29 @@ def test_classes_that_mean_something_else_in_the_other_set(other, message, datas
     test = dataset(COCO | {"categories": other}, "two")
     with pytest.raises(UsageError, match=message):
         check(*three, "DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)")
+
+
+def test_lazy_configs_are_held_against_their_data_too(dataset):
+    def check(config: str, *overrides: str) -> None:
+        check_lazy_cfg(load_lazy_cfg(config, ["train.init_checkpoint=", *overrides]))
+
+    one = dataset(COCO | {"categories": THREE}, "one")
+    two = dataset(COCO | {"categories": [c | {"id": 4 - c["id"]} for c in THREE]}, "two")
+    sets = [f"dataloader.train.dataset.names={one}", f"dataloader.test.dataset.names={one}"]
+    mask = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py"
+    check(mask, *sets, "model.roi_heads.num_classes=3")
+    with pytest.raises(UsageError, match="3 categories .* model 80.*model.roi_heads.num_classes 3"):
+        check(mask, *sets)
+    sets[1] = f"dataloader.test.dataset.names={two}"
+    with pytest.raises(UsageError, match="'one' and 'two' have different categories"):
+        check(mask, *sets, "model.roi_heads.num_classes=3")
+    person = dataset(PERSON, "person")
+    sets = [f"dataloader.{part}.dataset.names={person}" for part in ("train", "test")]
+    keypoint = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_nl_1x.py"
+    with pytest.raises(UsageError, match="1 keypoints for 'person'.*num_keypoints 17"):
+        check(keypoint, *sets)
+    with pytest.raises(UsageError, match="'person' has no keypoint_names in its metadata"):
+        check(keypoint, *sets, "model.roi_heads.keypoint_head.num_keypoints=1")
 
 
 def test_more_classes_than_categories(dataset):

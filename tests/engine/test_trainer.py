@@ -132,6 +132,9 @@ def test_evaluators_by_dataset_type(evaluator_type, expected, small_sets, tmp_pa
         assert evaluator.arguments == (("typed",), arguments)
 
 
+PROPOSALS = Path(__file__).parent / "proposals.py"
+
+
 def run(*command: object, env: dict[str, str] | None = None) -> None:
     result = subprocess.run(
         [sys.executable, *map(str, command)], env=env, capture_output=True, text=True
@@ -141,16 +144,23 @@ def run(*command: object, env: dict[str, str] | None = None) -> None:
 
 @pytest.mark.slow
 @needs_two_cores
-@pytest.mark.parametrize("parts", [1, 2])  # of the images of each process
-def test_two_processes_train_the_same_model_as_one(small_sets, tmp_path, parts):
+@pytest.mark.parametrize(
+    ("parts", "start"),  # of the images of each process; what starts two of them
+    [
+        (1, (PROPOSALS, "--num-gpus", 2, "--dist-url", "auto")),
+        (2, ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, PROPOSALS)),
+    ],
+    ids=["launch", "torchrun"],
+)
+def test_two_processes_train_the_same_model_as_one(small_sets, tmp_path, parts, start):
     metadata = MetadataCatalog.get(small_sets["shapes"])
-    script = Path(__file__).parent / "proposals.py"
+    data = (metadata.json_file, metadata.image_root)
     weights = []
-    for number in (1, 2):
+    for number, command in ((1, (PROPOSALS,)), (2, start)):
         output = tmp_path / str(number)
-        data = (metadata.json_file, metadata.image_root)
         opts = ("OUTPUT_DIR", output, "SOLVER.ACCUMULATE", parts if number == 2 else 1)
-        run(script, *data, "--num-gpus", number, "--dist-url", "auto", *opts)
+        run(*command, *data, *opts)
+        assert (output / "log.txt.rank1").exists() == (number == 2)
         weights.append(torch.load(output / "model_final.pth", weights_only=True)["model"])
     one, two = weights
     assert one.keys() == two.keys()
