@@ -76,19 +76,23 @@ def make_images(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def make_sides(folder: Path, size: int, device: str, dtypes: Sequence[str]) -> list[Side]:
+def make_sides(
+    folder: Path, size: int, device: str, dtypes: Sequence[str], opts: Sequence[object] = ()
+) -> list[Side]:
     """Detectron2's loop and ours, with the same weights.
 
     Args:
         folder: for the weights.
         size: of the shorter side to which images are resized, in pixels.
         dtypes: that ours computes in.
+        opts: KEY, value and so on, in the place of the config's.
     """
     cfg = model_zoo.get_config(CONFIG)
     cfg.defrost()
     cfg.MODEL.DEVICE = device
     cfg.INPUT.MIN_SIZE_TEST = size
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = THRESHOLD
+    cfg.merge_from_list(list(opts))
     weights = folder / "model.pth"
     torch.save({"model": random_model(cfg).state_dict()}, weights)
     cfg.MODEL.WEIGHTS = str(weights)

@@ -1,6 +1,5 @@
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -136,10 +135,10 @@ class Other(DatasetMapper):
 
 @pytest.mark.slow
 @needs_two_cores
-def test_the_script_in_two_processes_on_the_cpu(tmp_path, generated_sets):
+def test_the_script_in_two_processes_on_the_cpu(python, tmp_path, generated_sets):
     file = tmp_path / "config.py"
     file.write_text(CONFIG.replace("small_shapes", "shapes_tiny"))
-    command = [sys.executable, str(TOOLS / "lazyconfig_train_net.py"), "--config-file", str(file)]
+    command = [str(python), str(TOOLS / "lazyconfig_train_net.py"), "--config-file", str(file)]
     output = tmp_path / "output"
     result = subprocess.run(
         [*command, "--num-gpus", "2", f"train.output_dir={output}"],
