@@ -23,6 +23,7 @@ from .dataset_checks import (
     check_dataset,
     check_dataset_lazily,
     check_same_categories,
+    warn_of_shared_files,
 )
 from .launch import num_cpu_cores
 from .own_data import dataset_names
@@ -73,6 +74,7 @@ def check_cfg(
     names = list(dict.fromkeys((*train, *cfg.DATASETS.TEST)))
     prepared = {name: check_dataset(name, cfg) for name in names}
     check_same_categories(names)
+    warn_of_shared_files(train, cfg.DATASETS.TEST)
     check_usable(
         [file for name in train if (file := prepared[name])],
         mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
@@ -105,6 +107,8 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
             if prepared and loader == "train":
                 trained_on.append(prepared)
     check_same_categories(list(dict.fromkeys(names)))
+    if not eval_only:
+        warn_of_shared_files(dataset_names(cfg, "train"), dataset_names(cfg, "test"))
     mapper = OmegaConf.select(cfg.dataloader, "train.mapper") or {}
     check_usable(
         trained_on,

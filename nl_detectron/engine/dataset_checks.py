@@ -13,6 +13,7 @@ from ..data.own import class_names, classes_of
 from ..data.prepare import Prepared, errors_of_dataset, prepare
 from ..errors import UsageError, did_you_mean, few
 from ..evaluation import EVALUATORS
+from ..log import logger
 from .own_data import LAZY_CLASS_KEYS, LAZY_KEYPOINT_HEAD
 
 # Metadata of Detectron2's datasets that names files or folders which must be there
@@ -198,4 +199,17 @@ def _check_keypoint_metadata(name: str, expected: Expected) -> None:
             raise UsageError(
                 f"dataset {name!r}: keypoint_flip_map in its metadata names {keypoint!r}"
                 f"{did_you_mean(keypoint, names)}; keypoint_names are {few(names)}"
+            )
+
+
+def warn_of_shared_files(train: Sequence[str], test: Sequence[str]) -> None:
+    """Warns of what is trained and evaluated on: its figures say little about other images."""
+    files = {name: MetadataCatalog.get(name).get("json_file") for name in (*train, *test)}
+    for name in test:
+        same = [other for other in train if files[name] and files[other] == files[name]]
+        if same:
+            logger.warning(
+                f"{name!r} has the annotations of {same[0]!r}, which is trained on: its figures "
+                "say how much is remembered, not how much is learned. tools/check_dataset.py "
+                "--split makes two sets of one"
             )

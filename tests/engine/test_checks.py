@@ -1,7 +1,8 @@
 import pytest
 import torch
 from detectron2 import model_zoo
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
 from nl_detectron.engine import (
     cfg_from_text,
@@ -195,6 +196,21 @@ def test_lazy_configs_are_held_against_their_data_too(dataset):
         check(keypoint, *sets)
     with pytest.raises(UsageError, match="'person' has no keypoint_names in its metadata"):
         check(keypoint, *sets, "model.roi_heads.keypoint_head.num_keypoints=1")
+
+
+def test_what_is_trained_and_evaluated_on_is_said(dataset, log, request):
+    one, two = dataset(COCO, "one"), "two"
+    metadata = MetadataCatalog.get(one)
+    register_coco_instances(two, {}, metadata.json_file, metadata.image_root)
+    request.addfinalizer(lambda: (DatasetCatalog.remove(two), MetadataCatalog.remove(two)))
+    for names in ((one, one), (one, two)):
+        log.clear()
+        check(*ONE_CLASS, "DATASETS.TRAIN", f"('{names[0]}',)", "DATASETS.TEST", f"('{names[1]}',)")
+        assert f"'{names[1]}' has the annotations of 'one', which is trained on" in log.text
+    log.clear()
+    three = dataset(COCO, "three")
+    check(*ONE_CLASS, "DATASETS.TRAIN", f"('{one}',)", "DATASETS.TEST", f"('{three}',)")
+    assert "trained on" not in log.text
 
 
 def test_more_classes_than_categories(dataset):
