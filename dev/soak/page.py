@@ -28,7 +28,7 @@ def rows(*, calls: int) -> Iterator[Row]:
     Raises:
         RuntimeError: if the page does not start.
     """
-    from gradio_client import Client, handle_file  # an extra's
+    from gradio_client import Client, handle_file  # type: ignore[import-untyped]  # an extra's
 
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder), 2)

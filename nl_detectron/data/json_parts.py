@@ -9,14 +9,14 @@ import codecs
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from json import JSONDecodeError, JSONDecoder
 from typing import Any, BinaryIO
 
 import orjson
 
 WHITESPACE = " \t\n\r"
-SKIP = re.compile(f"[{WHITESPACE}]*").match
+SPACE = re.compile(f"[{WHITESPACE}]+")
 BLOCK = 2**21  # bytes read at once
 MARGIN = 200  # characters; there is no more white space between two objects
 DIGITS = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
@@ -102,7 +102,7 @@ class _Text:
     def __init__(self, stream: BinaryIO, block: int) -> None:
         self._stream, self._block = stream, block
         self._decoder: codecs.IncrementalDecoder | None = None
-        self._scan = JSONDecoder().scan_once
+        self._scan: Callable = JSONDecoder().scan_once  # type: ignore[attr-defined]
         self._text, self._at, self._is_whole = "", 0, False
         self._bytes = 0  # read
         self._chars, self._lines, self._column = 0, 1, 1  # of the stretch's start, in the file
@@ -113,7 +113,8 @@ class _Text:
             character = self._text[self._at : self._at + 1]
             if character and character not in WHITESPACE:
                 return character
-            self._at = SKIP(self._text, self._at).end()
+            space = SPACE.match(self._text, self._at)
+            self._at = space.end() if space else self._at
             if self._at == len(self._text) and not self._more():
                 return ""
 

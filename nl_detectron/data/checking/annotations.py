@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -80,8 +81,9 @@ def reach(json_file: str, images: set[Hashable]) -> dict[Hashable, tuple[float, 
     for part in _parts(json_file):
         for annotation in part:
             image, box = plain_id(annotation.get("image_id")), annotation.get("bbox")
-            is_box = type(box) is list and len(box) == 4 and are_numbers(box)
-            if image in by_plain_id and is_box:
+            if not isinstance(box, list) or len(box) != 4 or not are_numbers(box):
+                continue
+            if image in by_plain_id:
                 x, y, width, height = box
                 old = extents.get(by_plain_id[image], (0, 0))
                 extents[by_plain_id[image]] = max(old[0], x + width), max(old[1], y + height)
@@ -191,6 +193,10 @@ class AnnotationRules:
                 self.objects.keypoints += type(labelled) is int and labelled > 0
 
 
+def _is_size(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 < value < 1e9
+
+
 def _parts(json_file: str) -> Iterator[list[dict]]:
     return (value for key, value in read_annotations_in_parts(json_file) if key == "annotations")
 
@@ -199,7 +205,7 @@ def _image_sizes(images: list[dict]) -> dict[Hashable, tuple[int, int]]:
     """Width and height of each image, by its id, where they are known."""
     sizes = {}
     for image in images:
-        size = image.get("width"), image.get("height")
-        if all(type(n) is int and 0 < n < 1e9 for n in size) and has_id(image, "id"):
-            sizes[image["id"]] = size
+        width, height = image.get("width"), image.get("height")
+        if _is_size(width) and _is_size(height) and has_id(image, "id"):
+            sizes[image["id"]] = width, height
     return sizes
