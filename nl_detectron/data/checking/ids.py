@@ -58,9 +58,7 @@ def plain_id(value: Any) -> int | str | None:
     ``"7"`` and ``7.0`` are 7, but ``"007"`` is text. None, truth values, lists and objects are
     no ids.
     """
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
+    if type(value) is int:
         return value
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
@@ -202,27 +200,27 @@ def check_references(
     """
     kept = []
     for index, annotation in enumerate(annotations, start):
-        label = annotation.get("id", f"annotations[{index}]")
-        plain = plain_id(annotation.get("image_id"))
+        value = annotation.get("image_id")
+        plain = plain_id(value)
         image = images.get(plain) if plain is not None else None
         if plain is None:
-            findings.add(NO_IMAGE_ID, label, annotation.get("image_id", "missing"))
+            findings.add(
+                NO_IMAGE_ID, _label(annotation, index), annotation.get("image_id", "missing")
+            )
         elif image is None:
-            findings.add(NO_SUCH_IMAGE, label, f"image_id {plain!r}")
+            findings.add(NO_SUCH_IMAGE, _label(annotation, index), f"image_id {plain!r}")
             continue
-        else:
-            id = image["id"]
-            if not _is_same(annotation["image_id"], id):
-                findings.add(IMAGE_REFERENCE_TYPE, label, repr(annotation["image_id"]))
-                annotation["image_id"] = id
+        elif not _is_same(value, image["id"]):
+            findings.add(IMAGE_REFERENCE_TYPE, _label(annotation, index), repr(value))
+            annotation["image_id"] = image["id"]
         kept.append(annotation)
         value = annotation.get("category_id")
         category_id = plain_id(value)
         if category_id not in categories:
-            shown = "missing" if value is None else repr(value)
+            label, shown = _label(annotation, index), "missing" if value is None else repr(value)
             findings.add(NO_SUCH_CATEGORY, label, shown, image=annotation.get("image_id"))
         elif not _is_same(value, categories[category_id]):
-            findings.add(CATEGORY_REFERENCE_TYPE, label, repr(value))
+            findings.add(CATEGORY_REFERENCE_TYPE, _label(annotation, index), repr(value))
             annotation["category_id"] = categories[category_id]
     return kept
 
@@ -275,6 +273,10 @@ def usable_ids(annotations: list[dict]) -> list[int]:
     """The ids that evaluation can use, as numbers."""
     ids = (plain_id(annotation.get("id")) for annotation in annotations)
     return [id for id in ids if isinstance(id, int) and 0 < id < MAX_ID]
+
+
+def _label(annotation: dict, index: int) -> object:
+    return annotation.get("id", f"annotations[{index}]")
 
 
 def _are_mixed(ids: list[int | str | None]) -> bool:

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePosixPath, PureWindowsPath
 
 from PIL import ExifTags, Image
@@ -53,7 +54,7 @@ MODES = {
 }
 SORTS = {"1": "bilevel", "I": "16 bits", "F": "16 bits", "CMYK": "CMYK", "P": "palette"}
 SORTS |= dict.fromkeys(("RGBA", "LA", "PA", "RGBa", "La"), "alpha")
-THREADS = 16
+THREADS, PART = 16, 1000
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,10 @@ def check_files(
         else:
             findings.add(NO_NAME, image.get("id", f"images[{index}]"), repr(name))
     files = [os.path.join(image_root, image["file_name"]) for image in named]
-    with ThreadPoolExecutor(THREADS) as pool:
-        looks: Iterable[Look | None] = pool.map(lambda file: look(file, decode=decode), files)
+    with ThreadPoolExecutor(THREADS) as pool:  # which holds whatever it is given at once
+        parts = (files[start : start + PART] for start in range(0, len(files), PART))
+        mapped = (pool.map(lambda file: look(file, decode=decode), part) for part in parts)
+        looks: Iterable[Look | None] = chain.from_iterable(mapped)
         looks = list(tqdm(looks, "images", len(files), disable=not progress, leave=False))
     lost = [image for image, seen in zip(named, looks, strict=True) if seen is None]
     found = _find(lost, image_root)
