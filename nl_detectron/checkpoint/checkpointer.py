@@ -25,6 +25,7 @@ from .reading import (
     read_checkpoint,
 )
 from .report import LoadReport, classify
+from .safety.texts import read_yaml
 from .vocabulary import to_text
 from .writing import versions, write_safetensors
 
@@ -131,12 +132,12 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         if self.cfg is None or not isinstance(stored, str):
             return
         try:
-            trained, _ = renamed_keys(yaml.safe_load(stored))
+            trained, _ = renamed_keys(read_yaml(stored))
             nodes = (
                 trained["MODEL"]["NON_LOCAL"],
                 trained["MODEL"]["ROI_KEYPOINT_HEAD"]["NON_LOCAL"],
             )
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
             return  # of a model without blocks, or not of ours
         ours = self.cfg.MODEL.NON_LOCAL, self.cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL
         has_head = self.cfg.MODEL.KEYPOINT_ON

@@ -2,11 +2,24 @@
 
 import os
 import tempfile
+from functools import reduce
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
 from fvcore.common.registry import Registry
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,6 +41,29 @@ from .dataset_checks import (
 from .launch import num_cpu_cores
 from .own_data import dataset_names
 from .solver_checks import check_lazy_solver, check_solver
+
+# What Detectron2 looks up: a name that is not there ends in a KeyError
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+}
+NORM_KEYS = (
+    "MODEL.RESNETS.NORM",
+    "MODEL.FPN.NORM",
+    "MODEL.ROI_BOX_HEAD.NORM",
+    "MODEL.ROI_MASK_HEAD.NORM",
+    "MODEL.SEM_SEG_HEAD.NORM",
+)
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+DEPTHS = (18, 34, 50, 101, 152)
 
 
 def check_cfg(
@@ -158,13 +194,7 @@ def check_model(cfg: CfgNode) -> None:
     """
     head = cfg.MODEL.ROI_KEYPOINT_HEAD
     _check_channels(cfg)
-    for key, registry, name in (
-        ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
-        ("MODEL.ROI_KEYPOINT_HEAD.NAME", ROI_KEYPOINT_HEAD_REGISTRY, head.NAME),
-    ):
-        if name not in registry:
-            names = [registered for registered, _ in registry]
-            raise UsageError(f"{key} {name!r} is not registered{did_you_mean(name, names)}")
+    _check_names(cfg)
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         raise UsageError(
             f"SOLVER.OPTIMIZER must be one of {OPTIMIZERS}, got {cfg.SOLVER.OPTIMIZER!r}"
@@ -191,6 +221,29 @@ def check_model(cfg: CfgNode) -> None:
                 f"TEST.KEYPOINT_OKS_SIGMAS has {num_sigmas} values for "
                 f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {head.NUM_KEYPOINTS}; give one for each"
             )
+
+
+def _check_names(cfg: CfgNode) -> None:
+    """Checks what is looked up by its name: parts of the model, norms and depths."""
+    for key, registry in REGISTRIES.items():
+        name = _value(cfg, key)
+        if name not in registry and name not in ("", "PrecomputedProposals"):
+            names = [registered for registered, _ in registry]
+            raise UsageError(f"{key} {name!r} is not registered{did_you_mean(str(name), names)}")
+    for key in NORM_KEYS:
+        norm = _value(cfg, key)
+        if norm not in NORMS:
+            raise UsageError(f'{key} must be one of {", ".join(NORMS)} or "", got {norm!r}')
+    is_resnet = "resnet" in cfg.MODEL.BACKBONE.NAME
+    if is_resnet and cfg.MODEL.RESNETS.DEPTH not in DEPTHS:
+        raise UsageError(
+            f"MODEL.RESNETS.DEPTH must be one of {', '.join(map(str, DEPTHS))}, got "
+            f"{cfg.MODEL.RESNETS.DEPTH!r}"
+        )
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return reduce(lambda node, name: node[name], key.split("."), cfg)
 
 
 def _check_channels(cfg: CfgNode) -> None:
