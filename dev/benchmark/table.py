@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
+from nl_detectron.inference.processor import FEATURES, processor_flags
+
 NOT_MEASURED = "not measured"  # a cell for which this machine lacks something
 
 
@@ -55,8 +57,10 @@ class Table:
 
 
 def machine(device: str) -> str:
-    """The processor, its cores and threads in use, and PyTorch's version, in words."""
-    name = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    """The processor, what it can do, threads in use, and PyTorch's version, in words."""
+    flags = processor_flags()
+    features = "".join(f", {name}" for name in FEATURES if name in flags)
+    name = f"{_cpu_name()}{features}, {torch.get_num_threads()} threads"
     if device != "cpu":
         name = f"{torch.cuda.get_device_name(device)} ({name})"
     return f"{name}, {platform.system()}, PyTorch {torch.__version__}"
