@@ -23,6 +23,7 @@ OTHERS = {
     "norm": "GN",
     "init": "similarity",
     "grad_checkpoint": True,
+    "mask_padding": True,
 }
 
 

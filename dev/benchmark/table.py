@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-# Of a processor, as Linux calls them, what makes kernels faster
-FEATURES = {"avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}
+from nl_detectron.inference.processor import FEATURES, lacks_bfloat16, processor_flags
+
 NOT_MEASURED = "not measured"  # a cell for which this machine lacks something
 
 
@@ -57,9 +57,10 @@ class Table:
 
 
 def machine(device: str) -> str:
-    """The processor, what of it kernels use, threads, and PyTorch's version, in words."""
-    features = ", ".join(sorted(FEATURES & _cpu_flags())) or "none of the features looked for"
-    name = f"{_cpu_name()} ({features}), {torch.get_num_threads()} threads"
+    """The processor, what it can do, threads in use, and PyTorch's version, in words."""
+    flags = processor_flags()
+    features = "".join(f", {name}" for name in FEATURES if name in flags)
+    name = f"{_cpu_name()}{features}, {torch.get_num_threads()} threads"
     if device != "cpu":
         name = f"{torch.cuda.get_device_name(device)} ({name})"
     return f"{name}, {platform.system()}, PyTorch {torch.__version__}"
@@ -68,25 +69,16 @@ def machine(device: str) -> str:
 def dtypes(device: str) -> tuple[str, ...]:
     """What is measured: float32, and bfloat16 where the hardware computes in it."""
     if device == "cpu":
-        has_bfloat16 = bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+        has_bfloat16 = not lacks_bfloat16(processor_flags())
     else:
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return ("float32", "bfloat16") if has_bfloat16 else ("float32",)
 
 
 def _cpu_name() -> str:
-    return _cpu_info("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_flags() -> set[str]:
-    """As Linux calls them, on x86 and on ARM."""
-    return set((_cpu_info("flags") or _cpu_info("Features")).split())
-
-
-def _cpu_info(key: str) -> str:
     info = Path("/proc/cpuinfo")  # platform.processor() is often empty on Linux
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():
-            if line.split(":")[0].strip() == key:
+            if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    return ""
+    return platform.processor() or platform.machine()

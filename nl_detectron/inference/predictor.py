@@ -25,10 +25,12 @@ from ..engine.config import cfg_of_weights
 from ..errors import UsageError, did_you_mean, few
 from ..export.model import ExportedModel
 from ..export.runtimes import is_exported
+from ..log import logger
 from ..structures import Attention
 from .ahead import Item, ahead
 from .attention import attend
 from .optimize import DTYPES, optimize_for_inference
+from .processor import lacks_bfloat16, processor_flags
 
 if TYPE_CHECKING:
     import supervision
@@ -109,6 +111,11 @@ class Predictor:
             cfg = cfg_of_weights(weights, config, opts, trust=trust)
             cfg.defrost()
         cfg.MODEL.DEVICE = "cpu" if exported else resolve_device(device)
+        if dtype == "bfloat16" and cfg.MODEL.DEVICE == "cpu" and lacks_bfloat16(processor_flags()):
+            logger.warning(
+                "dtype bfloat16: this processor has no such products (avx512_bf16 or amx_bf16), so "
+                "it is slower than float32 here"
+            )
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = confidence_threshold
         cfg.MODEL.RETINANET.SCORE_THRESH_TEST = confidence_threshold
         cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = confidence_threshold

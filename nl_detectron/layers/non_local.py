@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, get_norm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from .options import BlockOptions
@@ -59,7 +60,7 @@ class NonLocalBlock(CNNBlockBase):
         Raises:
             TypeError: if one of ``changes`` is no option.
             ValueError: if an argument is out of its range, or if ``norm`` has no trainable gamma
-                that could ever leave its zero start.
+                that could ever leave its zero start, or does not go with ``mask_padding``.
         """
         options = replace(options or BlockOptions(), **changes)
         super().__init__(in_channels, in_channels, 1)
@@ -108,6 +109,11 @@ class NonLocalBlock(CNNBlockBase):
                     f"zero start: {type(self.norm).__name__} has no trainable weight. Use one that "
                     'trains, such as "BN", "SyncBN" or "GN", or norm="" for none.'
                 )
+        if options.mask_padding and isinstance(self.norm, _BatchNorm):
+            raise ValueError(
+                f"norm={options.norm!r} takes its statistics over a batch, of which mask_padding="
+                'True gives the block one image at a time; use norm="GN", or norm="" for none'
+            )
         self.reset_parameters(init=options.init, zero_init=options.zero_init)
 
     def reset_parameters(self, *, init: str = "normal", zero_init: bool) -> None:

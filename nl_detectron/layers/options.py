@@ -47,6 +47,10 @@ class BlockOptions:
         zero_init: start as the identity: gamma of ``norm`` zero or, without a norm, W_z zero.
         grad_checkpoint: in training, hold nothing between x and y for the backward pass, which
             computes it again: less memory for a little time, and the same gradients.
+        mask_padding: in a backbone, keep the block within each image of a padded batch: no
+            position draws on padding, and padded ones stay as they are. Not with a norm over the
+            batch ("BN", "SyncBN"). A block on its own and those of a keypoint head, whose regions
+            have no padding, do not ask for it.
 
     Raises:
         ValueError: if a value is none of the allowed ones.
@@ -60,6 +64,7 @@ class BlockOptions:
     init: str = _option("normal")
     zero_init: bool = _option(True, in_config=False)
     grad_checkpoint: bool = _option(False)
+    mask_padding: bool = _option(False)
 
     def __post_init__(self) -> None:
         for name, allowed in (("pairwise", PAIRWISE_FUNCTIONS), ("init", INITS)):
@@ -67,7 +72,7 @@ class BlockOptions:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if not 0 < self.inner_ratio < math.inf:
             raise ValueError(f"inner_ratio must be above 0, got {self.inner_ratio}")
-        for name in ("sub_sample", "use_scale", "zero_init", "grad_checkpoint"):
+        for name in ("sub_sample", "use_scale", "zero_init", "grad_checkpoint", "mask_padding"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 

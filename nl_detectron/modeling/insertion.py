@@ -11,6 +11,7 @@ from torch import nn
 from ..layers import BlockOptions, NonLocalBlock
 from ..layers.names import block_name
 from ..log import logger
+from .padding import make_masking
 
 # What keeps a list of a model's parameters from the time when it was made; the last one is what
 # fully_shard makes of a module.
@@ -50,8 +51,8 @@ def insert_non_local(
     Raises:
         TypeError: if one of ``changes`` is no option.
         ValueError: if ``model`` does not have exactly one ResNet, is or holds a wrapper for several
-            processes or devices, if a place in ``after`` does not exist or is taken, or if an
-            option is out of its range. The model is then unchanged.
+            processes or devices, if a place in ``after`` does not exist or is taken, if an option
+            is out of its range, or if padding cannot be masked. The model is then unchanged.
     """
     options = replace(options or BlockOptions(), **changes)
     _check_unwrapped(model)
@@ -69,6 +70,8 @@ def insert_non_local(
         NonLocalBlock(_residual_blocks(stages[stage])[index].out_channels, options=options)
         for stage, index in places
     ]
+    if options.mask_padding:
+        make_masking(resnet)
     for (stage, index), block in zip(places, blocks, strict=True):
         insert_after(stages[stage], str(index), block_name(index), block)
     return blocks
