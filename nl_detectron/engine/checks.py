@@ -98,6 +98,8 @@ def check_cfg(
         keys=("TEST.BEST_METRIC", "TEST.EARLY_STOPPING_PATIENCE", "TEST.EVAL_PERIOD"),
     )
     check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
+    if not eval_only and not resume:
+        check_unused("OUTPUT_DIR", cfg.OUTPUT_DIR)
     check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=resume)
     if not eval_only and not cfg.DATASETS.TRAIN:
         raise UsageError(
@@ -134,6 +136,8 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
         keys=("train.best_metric", "train.early_stopping_patience", "train.eval_period"),
     )
     check_output_dir("train.output_dir", train.output_dir)
+    if not eval_only and not resume:
+        check_unused("train.output_dir", train.output_dir)
     check_weights("train.init_checkpoint", train.init_checkpoint, train.output_dir, resume=resume)
     trained_on, names = [], []
     for loader in ("test",) if eval_only else ("train", "test"):
@@ -320,6 +324,20 @@ def check_output_dir(key: str, folder: str) -> None:
             f"{key} {folder} cannot be written ({error.strerror}); choose another one",
             arguments=["output"],
         ) from error
+
+
+def check_unused(key: str, folder: str) -> None:
+    """Checks that no training has left a checkpoint in a folder, which a new one would replace."""
+    try:
+        with open(os.path.join(folder, "last_checkpoint"), encoding="utf-8") as file:
+            last = file.read().strip()
+    except FileNotFoundError:
+        return
+    raise UsageError(
+        f"{key} {folder} holds a training already, whose last checkpoint is {last}: resume goes on "
+        "with it; for a new one choose another folder, or remove this one",
+        arguments=["resume"],
+    )
 
 
 def check_threshold(value: float) -> None:

@@ -1,9 +1,14 @@
 """Several processes, as Detectron2 has them, on CPUs too."""
 
+import contextlib
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -16,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing import ProcessExitedException
 
 from ..errors import UsageError, usage_errors
+from .signals import SIGNALS
 
 
 def num_cpu_cores() -> int:
@@ -74,19 +80,52 @@ def launch(
         # Without it each process would start a thread for every core.
         threads = max(num_cpu_cores() // num_gpus_per_machine, 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    is_one = num_gpus_per_machine * num_machines == 1
     try:
-        detectron2_launch(
-            main if num_gpus_per_machine == 1 else partial(_with_usage_errors, main),
-            num_gpus_per_machine,
-            num_machines=num_machines,
-            machine_rank=machine_rank,
-            dist_url=dist_url,
-            args=args,
-        )
+        with contextlib.nullcontext() if is_one else _signals_sent_on():
+            detectron2_launch(
+                main if is_one else partial(_with_usage_errors, main),
+                num_gpus_per_machine,
+                num_machines=num_machines,
+                machine_rank=machine_rank,
+                dist_url=dist_url,
+                args=args,
+            )
     except ProcessExitedException as error:
-        if error.exit_code != 2:
+        if error.exit_code != 2 and error.exit_code - 128 not in SIGNALS:
             raise
-        sys.exit(2)  # the process has said why
+        sys.exit(error.exit_code)  # the process has said why
+
+
+@contextlib.contextmanager
+def _signals_sent_on() -> Iterator[None]:
+    """Sends a signal that tells to stop to the processes that have been started, if there are any.
+
+    This one waits for them, and ends with their exit code.
+    """
+
+    def send_on(number: int, frame: FrameType | None) -> None:
+        children = multiprocessing.active_children()
+        for child in children:
+            if child.pid is not None:
+                os.kill(child.pid, number)
+        if not children:  # as without this handler
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no signal comes
+        return
+    before = {
+        number: signal.signal(number, send_on)
+        for number in SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def ddp(model: nn.Module, device: str, **options: Any) -> nn.Module:

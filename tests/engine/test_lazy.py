@@ -1,4 +1,3 @@
-import json
 import subprocess
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from nl_detectron.engine.config import resolve_config_file
 from nl_detectron.engine.lazy import _loader, evaluate_weights, train
 from nl_detectron.engine.loop import AccumulatingTrainer
 from nl_detectron.errors import UsageError
+from nl_detectron.visualization.curves import read_metrics
 from tests.places import TOOLS
 
 from .conftest import needs_two_cores
@@ -60,7 +60,7 @@ def load(config: str, output: Path, *opts: str) -> DictConfig:
 
 
 def last_metrics(output: Path) -> dict[str, float]:
-    return json.loads((output / "metrics.json").read_text().splitlines()[-1])
+    return read_metrics(output / "metrics.json")[-1]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from detectron2.evaluation import (
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
 from nl_detectron.engine import Trainer, load_cfg
 from nl_detectron.evaluation import COCOEvaluator, build_evaluator
+from nl_detectron.visualization.curves import read_metrics
 from tests.places import CONFIGS, TOOLS
 
 from .conftest import needs_two_cores
@@ -35,8 +36,7 @@ def quick_cfg(kind: str, small_sets: dict[str, str], output: Path, *opts: str):
 
 
 def last_metrics(output: Path) -> dict[str, float]:
-    lines = (output / "metrics.json").read_text().splitlines()
-    return json.loads(lines[-1])
+    return read_metrics(output / "metrics.json")[-1]
 
 
 @pytest.mark.parametrize("kind", CONFIG_FILES)
