@@ -28,6 +28,7 @@ from ..evaluation import log_tables
 from ..log import logger
 from .averaging import WeightAveraging
 from .best import may_end_early, with_best
+from .buffers import SameBuffers
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
 from .launch import ddp
@@ -162,6 +163,8 @@ def train(
     if OmegaConf.select(options, "model_ema.enabled"):  # around all that evaluates and saves
         averaging = WeightAveraging(model, decay=options.model_ema.get("decay", 0.999))
         registered = [averaging, *registered, averaging.last()]
+    periods = options.eval_period, options.checkpointer.period
+    registered = [SameBuffers(model, periods), *registered]
     registered = with_exact_resume(
         registered, seed=seed, settings=settings, build_loader=build_loader
     )
