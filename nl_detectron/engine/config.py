@@ -31,6 +31,7 @@ OPTIONAL_TRAIN_KEYS = (
     "model_ema",
     "best_metric",
     "early_stopping_patience",
+    "checkpoint_on_error",
 )
 
 
