@@ -1,11 +1,11 @@
-# make setup | demo | evidence | test | docs      VENV=path uses another environment (made there if there is none)
+# make setup | demo | evidence | test | soak | docs      VENV=path uses another environment (made there if there is none)
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP = $(VENV)/.nl_detectron-is-set-up
 
-.PHONY: setup demo evidence test docs
+.PHONY: setup demo evidence test soak docs
 
 setup: $(STAMP)
 
@@ -31,6 +31,10 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# Up to an hour
+soak: setup
+	$(BIN)/python -m dev.soak --output docs/soak.md
 
 # The variable turns off what the theme says about MkDocs 2.
 docs: setup

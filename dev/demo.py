@@ -69,8 +69,9 @@ def run_demo(
     for name, config in configs.items():
         options = [*opts, "OUTPUT_DIR", str(output / name)]
         cfgs[name] = load_cfg(config, options)
+        for file in ("metrics.json", "last_checkpoint"):  # of a demo before this one
+            (output / name / file).unlink(missing_ok=True)
         check_cfg(cfgs[name])  # makes the datasets, too
-        (output / name / "metrics.json").unlink(missing_ok=True)  # Detectron2 would append to it
         commands[name] = [sys.executable, str(train_net), "--config-file", config, *options]
     _run_side_by_side(commands, output)
 

@@ -4,6 +4,7 @@ from .fixtures import (  # noqa: F401
     log,
     own_cache,
     picture,
+    python,
     seed,
     tool,
     weights,

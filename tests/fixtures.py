@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from nl_detectron.checkpoint import NonLocalCheckpointer
 from nl_detectron.report import find_chromium
 from tests.models import base_cfg, leave_zero_start
 from tests.places import CONFIGS, ROOT
+from tests.warm_python import warm_python
 
 QUICK = {
     "shapes": CONFIGS / "quick_schedules/mask_rcnn_shapes_nl.yaml",
@@ -40,15 +40,6 @@ def own_cache(tmp_path_factory):
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
-def cache(tmp_path_factory):
-    """A folder of this session's own for what is known of annotation files."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # whose fonts are kept
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture
 def log(caplog):
     """What nl_detectron logs, even after Detectron2 has stopped its loggers' propagation."""
@@ -63,6 +54,16 @@ def log(caplog):
 def generated_sets(tmp_path_factory) -> dict[str, str]:
     """An environment in which the registered datasets are in a folder of this session's own."""
     return {**os.environ, "DETECTRON2_DATASETS": str(tmp_path_factory.mktemp("datasets"))}
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """A Python that starts in a moment; the real one where CUDA would be in a copy of a process."""
+    if torch.cuda.is_available():
+        yield Path(sys.executable)
+        return
+    with warm_python(tmp_path_factory.mktemp("python")) as program:
+        yield program
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,12 @@ pytest.importorskip("gradio", reason="Gradio is not installed: pip install nl-de
 
 
 @pytest.fixture(scope="module")
-def server(weights):
+def server(python, weights):
     """The address of tools/app.py, running, with both models."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "tools/app.py"), "--port", str(port), "--device", "cpu"]
+    command = [str(python), str(ROOT / "tools/app.py"), "--port", str(port), "--device", "cpu"]
     command += ["--weights", str(weights["people"]), str(weights["shapes"])]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nl_detectron.data.annotations import read_annotations
 from nl_detectron.data.checking import check_file
-from nl_detectron.data.checking.split import split
+from nl_detectron.data.checking.split import split, write_parts
 from nl_detectron.errors import UsageError
 from tests.data.own_data import make, spoil, write
 
@@ -128,7 +129,8 @@ def test_split_by_image_with_the_same_mix_of_classes(check, tmp_path):
     assert np.abs(shares - 0.8).max() < 0.07 and with_class[3] == [8, 2]
     code, _, error = check(content, "--split", 0.8, "--output", "parts")
     assert code == 2 and "own_train.json is there already" in error
-    assert split(content, 0.8) == split(content, 0.8) != split(content, 0.8, seed=1)
+    lists = content["images"], content["annotations"]
+    assert split(*lists, 0.8) == split(*lists, 0.8) != split(*lists, 0.8, seed=1)
 
 
 def test_images_of_one_file_stay_together(tmp_path):
@@ -136,15 +138,21 @@ def test_images_of_one_file_stay_together(tmp_path):
     for image in content["images"][5:]:
         image["file_name"] = "1.png"
     for seed in range(5):
-        parts = split(content, 0.5, seed=seed)
+        first = split(content["images"], content["annotations"], 0.5, seed=seed)
+        checked = check_file(write(content, tmp_path / "a.json"), str(tmp_path / "images"))
+        names = tmp_path / "first.json", tmp_path / "second.json"
+        counts = write_parts(checked, first, names)
+        parts = [read_annotations(str(name)) for name in names]
         files = [{image["file_name"] for image in part["images"]} for part in parts]
-        assert not files[0] & files[1] and len(files[0]) + len(files[1]) == 5
+        assert files[0] == first and not files[0] & files[1] and len(files[0] | files[1]) == 5
+        assert sum(counts) == 10 and sum(len(part["annotations"]) for part in parts) == 20
 
 
 @pytest.mark.parametrize("fraction", [0, 1, 1.5, -1, 0.01])
 def test_a_split_of_which_a_part_is_empty(fraction, tmp_path):
     with pytest.raises(UsageError, match=f"split {fraction}: of 4 image files"):
-        split(make(tmp_path), fraction)
+        content = make(tmp_path)
+        split(content["images"], content["annotations"], fraction)
 
 
 def test_a_split_needs_a_file_that_can_be_used(check, tmp_path):

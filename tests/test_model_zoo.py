@@ -82,7 +82,7 @@ def test_a_model_from_random_weights():
 
 
 @pytest.mark.slow
-def test_works_from_a_wheel_in_an_empty_folder(tmp_path):
+def test_works_from_a_wheel_in_an_empty_folder(python, tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     # A copy, so that nothing is left in the sources
     source = tmp_path / "source"
@@ -97,7 +97,7 @@ def test_works_from_a_wheel_in_an_empty_folder(tmp_path):
 
     def run(*arguments: str) -> str:
         environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-        command = [sys.executable, *arguments]
+        command = [str(python), *arguments]
         result = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-2000:]
         return result.stdout

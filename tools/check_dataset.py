@@ -14,9 +14,9 @@ from detectron2.data import MetadataCatalog
 
 from nl_detectron.data.checking import Checked, Effect, check_file, having
 from nl_detectron.data.checking.pictures import write_contact_sheet
-from nl_detectron.data.checking.split import split
+from nl_detectron.data.checking.split import split, write_parts
 from nl_detectron.data.checking.table import tables
-from nl_detectron.data.prepare import write_annotations
+from nl_detectron.data.prepare import write_corrected
 from nl_detectron.engine.dataset_checks import check_dataset_files
 from nl_detectron.errors import UsageError, usage_errors
 
@@ -89,14 +89,14 @@ def write(checked: Checked, args: argparse.Namespace, outputs: dict[str, Path], 
     for file in outputs.values():
         file.parent.mkdir(parents=True, exist_ok=True)
     if "fix" in outputs:
-        write_annotations(checked.corrected(), outputs["fix"])
+        write_corrected(checked, outputs["fix"])
     if "train" in outputs:
-        if having(checked.findings, Effect.STOPS) or "annotations" not in checked.content:
+        if having(checked.findings, Effect.STOPS) or not checked.has_annotations:
             raise UsageError("--split needs a file with annotations in which nothing stops")
-        parts = split(checked.corrected(), args.split, seed=args.seed)
-        for name, part in zip(("train", "val"), parts, strict=True):
-            write_annotations(part, outputs[name])
-            print(f"{outputs[name]}: {len(part['images'])} images")
+        first = split(checked.content["images"], checked.annotations(), args.split, seed=args.seed)
+        files = outputs["train"], outputs["val"]
+        for file, count in zip(files, write_parts(checked, first, files), strict=True):
+            print(f"{file}: {count} images")
     if "pictures" in outputs:
         write_contact_sheet(checked, root, outputs["pictures"], num_images=args.pictures)
     for name in ("fix", "pictures"):

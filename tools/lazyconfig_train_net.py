@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from nl_detectron.engine import check_lazy_cfg, launch, load_lazy_cfg
 from nl_detectron.engine.config import resolve_config_file
+from nl_detectron.engine.launch import num_processes
 from nl_detectron.engine.lazy import evaluate_weights, train
 from nl_detectron.errors import usage_errors
 from nl_detectron.tools.arguments import argument_parser, run_files
@@ -38,11 +39,12 @@ def run(args: argparse.Namespace) -> object:
 @usage_errors()
 def main() -> None:
     args = argument_parser().parse_args()
+    num_gpus, num_machines = num_processes(args.num_gpus, args.num_machines)
     # of which Detectron2's default_setup keeps a copy
     args.config_file = resolve_config_file(args.config_file)
     cfg = read(args)
     check_lazy_cfg(cfg, eval_only=args.eval_only, resume=args.resume)
-    processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    processes = (num_gpus, num_machines, args.machine_rank, args.dist_url)
     launch(run, *processes, args=(args,))
 
 

@@ -15,6 +15,7 @@ from detectron2.engine import default_setup
 
 from nl_detectron.engine import Trainer, check_cfg, launch, load_cfg
 from nl_detectron.engine.config import resolve_config_file
+from nl_detectron.engine.launch import num_processes
 from nl_detectron.errors import usage_errors
 from nl_detectron.export import ExportedModel, is_exported
 from nl_detectron.tools.arguments import argument_parser, run_files
@@ -44,16 +45,17 @@ def run(args: argparse.Namespace) -> object:
 @usage_errors()
 def main() -> None:
     args = argument_parser().parse_args()
+    num_gpus, num_machines = num_processes(args.num_gpus, args.num_machines)
     # of which Detectron2's default_setup keeps a copy
     args.config_file = resolve_config_file(args.config_file)
     check_cfg(
         read(args),
         eval_only=args.eval_only,
         resume=args.resume,
-        num_gpus=args.num_gpus,
-        num_machines=args.num_machines,
+        num_gpus=num_gpus,
+        num_machines=num_machines,
     )
-    processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    processes = (num_gpus, num_machines, args.machine_rank, args.dist_url)
     launch(run, *processes, args=(args,))
 
 

@@ -11,10 +11,9 @@ from nl_detectron.export import export_model
 from nl_detectron.inference import Predictor
 
 from .measure import alternate
-from .table import NOT_MEASURED, Table, text_of
+from .table import NOT_MEASURED, Table, dtypes, text_of
 
 TITLE = "Backends and precisions"
-PYTORCH = ("float32", "bfloat16")
 FILES = (
     ("torchscript", "float32"),
     ("onnx", "float32"),
@@ -44,7 +43,7 @@ def backends_table(
         threshold: of the scores.
     """
     predictors: dict[tuple[str, str], Predictor | None] = {}
-    for dtype in PYTORCH:
+    for dtype in dtypes("cpu"):
         predictors["PyTorch", dtype] = Predictor(
             weights, device="cpu", dtype=dtype, confidence_threshold=threshold
         )

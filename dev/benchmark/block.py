@@ -13,7 +13,7 @@ from tqdm import tqdm
 from nl_detectron.layers import PAIRWISE_FUNCTIONS, NonLocalBlock
 
 from .measure import MatrixProduct, alternate, peak_memory
-from .table import NOT_MEASURED, Table, text_of
+from .table import NOT_MEASURED, Table, dtypes, text_of
 
 RES4, RES3 = (50, 84), (100, 168)  # of 800x1333 pixels
 MAPS = ((25, 42), RES4, (84, 84), RES3)
@@ -109,23 +109,24 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
         ImportError: if mmcv-lite is missing.
     """
     maps = MAPS[:1] if quick else MAPS
-    yield time_table(time_cells(maps, quick=quick), device, seconds=0.5 if quick else 2.0)
+    cells = time_cells(maps, quick=quick, device=device)
+    yield time_table(cells, device, seconds=0.5 if quick else 2.0)
     yield memory_table(memory_cells(maps[:1] if quick else (RES4, RES3)), device)
     yield linear_table([(1, 1024), (1, 4096)] if quick else LENGTHS, device)
     yield attention_table(device)
 
 
-def time_cells(maps: tuple[tuple[int, int], ...], *, quick: bool) -> Iterator[Cell]:
+def time_cells(maps: tuple[tuple[int, int], ...], *, quick: bool, device: str) -> Iterator[Cell]:
     """What is timed: a cross of all settings at C = 1024 and batch 1, and arms from it."""
     steps = tuple(itertools.product(PAIRWISE_FUNCTIONS, (False, True), (False, True)))
-    dtypes = (torch.float32,) if quick else (torch.float32, torch.bfloat16)
-    for dtype, size, step in itertools.product(dtypes, maps, steps):
+    measured = [getattr(torch, name) for name in dtypes(device)][: 1 if quick else None]
+    for dtype, size, step in itertools.product(measured, maps, steps):
         yield Cell(*step, size, dtype=dtype)
     if quick:
         return
-    for dtype, size, step in itertools.product(dtypes, (MAPS[0],), steps):
+    for dtype, size, step in itertools.product(measured, (MAPS[0],), steps):
         yield Cell(*step, size, batch=2, dtype=dtype)
-    for dtype, size, step in itertools.product(dtypes, (RES4,), steps):
+    for dtype, size, step in itertools.product(measured, (RES4,), steps):
         yield Cell(*step, size, channels=512, dtype=dtype)
 
 

@@ -30,7 +30,7 @@ from nl_detectron.layers import non_local_blocks
 
 from .backends import backends_table
 from .measure import alternate
-from .table import Table, text_of
+from .table import Table, dtypes, text_of
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"
 STOCK = "DefaultPredictor"
@@ -50,7 +50,7 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
     with tempfile.TemporaryDirectory() as folder:
         size = 128 if quick else 800
         images = make_images(Path(folder), 1 if quick else 4)
-        sides = make_sides(Path(folder), size, device)
+        sides = make_sides(Path(folder), size, device, dtypes(device))
         yield throughput_table(sides, images, size=size, seconds=2 if quick else 120, device=device)
         yield equality_table(sides, images)
         if device == "cpu":
@@ -63,7 +63,10 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
                 threshold=THRESHOLD,
             )
     yield precision_table(
-        iterations=2 if quick else 300, num_images=(16, 8) if quick else (2000, 200), device=device
+        iterations=2 if quick else 300,
+        num_images=(16, 8) if quick else (2000, 200),
+        device=device,
+        dtypes=dtypes(device),
     )
 
 
@@ -85,18 +88,23 @@ def make_images(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def make_sides(folder: Path, size: int, device: str) -> list[Side]:
+def make_sides(
+    folder: Path, size: int, device: str, dtypes: Sequence[str], opts: Sequence[object] = ()
+) -> list[Side]:
     """Detectron2's loop and ours, with the same weights.
 
     Args:
         folder: for the weights, with their config beside them.
         size: of the shorter side to which images are resized, in pixels.
+        dtypes: that ours computes in.
+        opts: KEY, value and so on, in the place of the config's.
     """
     cfg = model_zoo.get_config(CONFIG)
     cfg.defrost()
     cfg.MODEL.DEVICE = device
     cfg.INPUT.MIN_SIZE_TEST = size
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = THRESHOLD
+    cfg.merge_from_list(list(opts))
     weights = folder / WEIGHTS
     torch.save({"model": random_model(cfg).state_dict()}, weights)
     (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
@@ -108,7 +116,7 @@ def make_sides(folder: Path, size: int, device: str) -> list[Side]:
         return [stock(read_image(str(file), format="BGR"))["instances"].to("cpu") for file in files]
 
     sides = [Side(STOCK, loop)]
-    for dtype in GOALS:
+    for dtype in dtypes:
         predictor = Predictor(
             weights, cfg, device=device, dtype=dtype, confidence_threshold=THRESHOLD
         )
@@ -197,22 +205,25 @@ def differences(expected: Instances, actual: Instances) -> tuple[float, float, f
     return float(distance.max()), float(scores), float(share)
 
 
-def precision_table(*, iterations: int, num_images: tuple[int, int], device: str) -> Table:
+def precision_table(
+    *, iterations: int, num_images: tuple[int, int], device: str, dtypes: Sequence[str]
+) -> Table:
     """AP of models that are trained here for a moment, by what predicts.
 
     Args:
         iterations: of each training.
         num_images: to train on, and to evaluate on.
+        dtypes: that ours computes in; the last one is held against Detectron2's.
     """
     rows = []
     for kind, config in TRAININGS.items():
         # pycocotools prints what it does.
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             cfg = _train(kind, config, Path(folder), iterations, num_images, device)
-            aps = [_evaluate(cfg, side, Path(folder), device) for side in (STOCK, *GOALS)]
+            aps = [_evaluate(cfg, side, Path(folder), device) for side in (STOCK, *dtypes)]
         for task, stock in aps[0].items():
             cells = [f"{ap[task]:.2f}" for ap in aps]
-            difference = f"{aps[2][task] - stock:+.2f}"
+            difference = f"{aps[-1][task] - stock:+.2f}"
             rows.append((kind, task, *cells, difference, f"± {GOAL_AP}"))
         for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
             DatasetCatalog.remove(name)
@@ -220,7 +231,7 @@ def precision_table(*, iterations: int, num_images: tuple[int, int], device: str
     title = "Precision and AP"
     trained, tested = num_images
     text = text_of(title, trained=trained, tested=tested, iterations=iterations)
-    header = ("set", "task", STOCK, *GOALS, "bfloat16's difference", "goal")
+    header = ("set", "task", STOCK, *dtypes, f"{dtypes[-1]}'s difference", "goal")
     return Table(title, text, header, rows)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from nl_detectron.inference.processor import FEATURES, processor_flags
+from nl_detectron.inference.processor import FEATURES, lacks_bfloat16, processor_flags
 
 NOT_MEASURED = "not measured"  # a cell for which this machine lacks something
 
@@ -64,6 +64,15 @@ def machine(device: str) -> str:
     if device != "cpu":
         name = f"{torch.cuda.get_device_name(device)} ({name})"
     return f"{name}, {platform.system()}, PyTorch {torch.__version__}"
+
+
+def dtypes(device: str) -> tuple[str, ...]:
+    """What is measured: float32, and bfloat16 where the hardware computes in it."""
+    if device == "cpu":
+        has_bfloat16 = not lacks_bfloat16(processor_flags())
+    else:
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return ("float32", "bfloat16") if has_bfloat16 else ("float32",)
 
 
 def _cpu_name() -> str:

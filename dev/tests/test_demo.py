@@ -54,7 +54,7 @@ def test_a_training_that_fails_is_reported_and_ends_the_others(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_the_whole_demo(tmp_path, generated_sets, monkeypatch, capsys):
+def test_the_whole_demo(python, tmp_path, generated_sets, monkeypatch, capsys):
     """With two iterations in place of hundreds, on eight images in place of thousands."""
     for variable, value in generated_sets.items():
         monkeypatch.setenv(variable, value)
@@ -63,6 +63,7 @@ def test_the_whole_demo(tmp_path, generated_sets, monkeypatch, capsys):
         datasets = f"DATASETS:\n  TRAIN: ('{name}_tiny',)\n  TEST: ('{name}_tiny',)\n"
         file.write_text(f"_BASE_: {get_config_file(CONFIGS[name])}\n{datasets}")
     monkeypatch.setattr("dev.demo.CONFIGS", {name: str(file) for name, file in configs.items()})
+    monkeypatch.setattr(sys, "executable", str(python))
     opts = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"]
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path / "demo"), *opts])
     main()

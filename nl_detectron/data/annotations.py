@@ -4,11 +4,15 @@ import contextlib
 import gc
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UsageError
+from ..files import replacing
+from .json_parts import read_parts
 
 LISTS = ("images", "annotations", "categories")
 
@@ -24,20 +28,42 @@ def read_annotations(json_file: str, *, lists: Sequence[str] = LISTS) -> dict:
     Raises:
         UsageError: if it cannot be read, is no JSON or lacks a list; it names the file.
     """
-    data = _read(json_file)
-    try:
-        with _no_garbage_collection():
-            content = json.loads(data.decode(json.detect_encoding(data)))
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{json_file} is no JSON file in UTF-8: byte {data[error.start]:#x} at {error.start} "
-            "is none of that encoding, perhaps one of Windows' (cp1252); save it as UTF-8"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        cut_off = "; it ends early" if not data.rstrip().endswith((b"}", b"]", b"\0")) else ""
-        raise UsageError(f"{json_file} is no JSON file: {error}{cut_off}") from error
+    content: dict = {}
+    with no_garbage_collection():
+        for key, value in read_annotations_in_parts(json_file):
+            if key == "annotations" and key in content:
+                content[key] += value
+            else:
+                content[key] = value
     require_lists(content, json_file, lists)
     return content
+
+
+def read_annotations_in_parts(json_file: str) -> Iterator[tuple[str, Any]]:
+    """The same as pairs of key and value, of which that of annotations comes in parts.
+
+    Yields:
+        Keys and values; the annotations as lists of some of them, of a few MB of the file, each
+        with the key, and at least one.
+
+    Raises:
+        UsageError: if it cannot be read, or is no JSON; it names the file.
+    """
+    try:
+        path = PathManager.get_local_path(json_file)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UsageError(f"{json_file} is no file")
+        with open(path, "rb") as file:
+            yield from read_parts(file, "annotations")
+    except UsageError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"{json_file} is no JSON file that can be read: {reason}") from error
+    except UnicodeError as error:
+        raise UsageError(f"{json_file} is no JSON file in UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{json_file} is no JSON file: {error}") from error
 
 
 def require_lists(content: object, json_file: str, lists: Sequence[str]) -> None:
@@ -60,8 +86,26 @@ def is_plain_utf8(json_file: str) -> bool:
         return json.detect_encoding(file.read(4)) == "utf-8"
 
 
+def write_annotations(content: dict, annotations: Iterable[dict] | None, file: str | Path) -> None:
+    """Writes an annotation file in one step.
+
+    Args:
+        content: all but the annotations.
+        annotations: which need not be in memory all at once; None for a file without that list.
+    """
+    with replacing(file) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+        head = json.dumps(content)
+        if annotations is None:
+            stream.write(head)
+            return
+        stream.write(head[:-1] + (", " if content else "") + '"annotations": [')
+        for index, annotation in enumerate(annotations):
+            stream.write((", " if index else "") + json.dumps(annotation))
+        stream.write("]}")
+
+
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Millions of new objects would be searched for circles again and again, for minutes."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -70,15 +114,3 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _read(json_file: str) -> bytes:
-    try:
-        path = PathManager.get_local_path(json_file)
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise UsageError(f"{json_file} is no file")
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"{json_file} is no JSON file that can be read: {reason}") from error

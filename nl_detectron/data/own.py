@@ -14,7 +14,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
 
 from ..errors import UsageError
-from .annotations import read_annotations
+from .annotations import read_annotations_in_parts
 from .keypoints import connection_rules, flip_pairs
 from .prepare import errors_of_dataset, prepare
 
@@ -127,8 +127,10 @@ def _match(
     index = {c["id"]: classes.index(c["name"]) for c in categories if c["name"] in classes}
     if len(index) == len(categories):
         return index
-    annotations = read_annotations(file, lists=()).get("annotations", ())
-    used = Counter(annotation["category_id"] for annotation in annotations)
+    used: Counter[int] = Counter()
+    for key, value in read_annotations_in_parts(file):
+        if key == "annotations":
+            used.update(annotation["category_id"] for annotation in value)
     unknown = [c["name"] for c in categories if c["id"] not in index and used[c["id"]]]
     if unknown:
         raise UsageError(

@@ -14,9 +14,10 @@ from iopath.common.file_io import file_lock
 from ..errors import UsageError
 from ..files import replacing
 from ..log import logger
+from .annotations import write_annotations
 from .checking import Checked, Effect, Finding, Objects, check_file, having
 
-FORMAT = 2  # to be raised whenever the rules change, so that files are checked again
+FORMAT = 3  # to be raised whenever the rules change, so that files are checked again
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def prepare(json_file: str, image_root: str) -> Prepared:
     No object is ever taken out of it but those of images that the file does not have.
 
     What stops training is only told: the caller decides. Anything else is kept beside the copies,
-    and not checked again until the annotation file or the image folder changes.
+    and not checked again until the annotation file or a folder of its images changes.
 
     Raises:
         UsageError: if the file cannot be read, or the copy not be written.
@@ -100,14 +101,15 @@ def prepare(json_file: str, image_root: str) -> Prepared:
             copy = str(stored.with_suffix("")) + ".json"
             prepared = replace(prepared, json_file=copy)
             try:
-                write_annotations(checked.corrected(), copy)
+                write_corrected(checked, copy)
             except OSError as error:
                 raise UsageError(
                     f"{copy}, a corrected copy of {json_file}, cannot be written "
                     f"({error.strerror}): name another folder with XDG_CACHE_HOME"
                 ) from error
         with contextlib.suppress(OSError), replacing(stored) as temporary:
-            Path(temporary).write_text(json.dumps(_to_json(prepared)))
+            folders = _folders(checked.content["images"], image_root)
+            Path(temporary).write_text(json.dumps(_to_json(prepared) | {"folders": folders}))
     return prepared
 
 
@@ -120,10 +122,10 @@ def errors_of_dataset(name: str) -> Iterator[None]:
         raise UsageError(f"dataset {name!r}: {error}") from error
 
 
-def write_annotations(content: dict, file: str | Path) -> None:
-    """Writes the content of an annotation file in one step."""
-    with replacing(file) as temporary, open(temporary, "w", encoding="utf-8") as stream:
-        json.dump(content, stream)
+def write_corrected(checked: Checked, file: str | Path) -> None:
+    """Writes the corrected annotation file in one step."""
+    annotations = checked.annotations() if checked.has_annotations else None
+    write_annotations(checked.corrected(), annotations, file)
 
 
 def _prepared(checked: Checked, json_file: str, image_root: str) -> Prepared:
@@ -133,7 +135,7 @@ def _prepared(checked: Checked, json_file: str, image_root: str) -> Prepared:
         image_root,
         checked.findings,
         checked.content["categories"],
-        "annotations" in checked.content,
+        checked.has_annotations,
         checked.num_images,
         checked.num_annotations,
         checked.objects,
@@ -157,11 +159,21 @@ def _stored(folder: Path, json_file: str, image_root: str) -> Path:
     return folder / f"{hashlib.sha256(repr(known).encode()).hexdigest()[:32]}.check"
 
 
+def _folders(images: list[dict], image_root: str) -> dict[str, int]:
+    """The folders below ``image_root`` that images are in, and when they were changed, in ns."""
+    names = {os.path.dirname(str(image.get("file_name"))) for image in images}
+    folders = {os.path.join(image_root, name) for name in names if name}
+    return {f: os.stat(f).st_mtime_ns for f in sorted(folders) if os.path.isdir(f)}
+
+
 def _load(stored: Path) -> Prepared | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         values = json.loads(stored.read_text())
         values["findings"] = [Finding.from_json(finding) for finding in values["findings"]]
+        folders = values.pop("folders")
         prepared = Prepared(**values | {"objects": Objects(**values["objects"])})
+        if any(os.stat(folder).st_mtime_ns != time for folder, time in folders.items()):
+            return None
         if os.path.isfile(prepared.json_file) or "://" in prepared.json_file:
             return prepared
     return None

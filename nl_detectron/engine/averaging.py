@@ -52,6 +52,10 @@ class WeightAveraging(HookBase):
 
     def after_train(self) -> None:
         # Of a training that has come to its end; another one may have been left at any point.
+        self.show()
+
+    def show(self) -> None:
+        """Gives the model the averaged weights, if there are any yet."""
         self.swap(averaged=self._averaged.n_averaged.item() > 0)
 
     def swap(self, *, averaged: bool) -> None:

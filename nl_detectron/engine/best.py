@@ -17,6 +17,7 @@ from ..checkpoint import NonLocalCheckpointer
 from ..errors import UsageError
 from ..files import replacing
 from ..log import logger
+from .metrics import writers_of
 
 RECORD = "model_best.json"
 
@@ -92,6 +93,8 @@ class BestHook(hooks.BestCheckpointer):
         self._model_checkpointer = checkpointer
         self._patience = patience
         self._since = 0  # evaluations after the best one
+        self._evaluated = 0  # iterations done at the latest evaluation
+        self._loaded: dict[str, Any] | None = None
         self._is_better = False
         self.ends = False
 
@@ -120,6 +123,26 @@ class BestHook(hooks.BestCheckpointer):
             file = os.path.join(self._model_checkpointer.save_dir, "model_best.pth")
             logger.info(f"Best: {self._best()}, in {file}")
 
+    def make_up(self, *, is_over: bool) -> None:
+        """Before a resumed training: counts the evaluation of its last iteration if none has.
+
+        Args:
+            is_over: the evaluation at the end of a training has been done here, too; one that goes
+                on all the same is not to be ended at once.
+        """
+        start = self.trainer.start_iter
+        counted, since = comm.all_gather((self._evaluated, self._since))[0]
+        if counted < start:
+            self.after_step()
+        elif self._patience and since >= self._patience:
+            self.ends = not is_over
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loaded = state
+
     def _iterations_done(self) -> int:
         return min(self.trainer.iter + 1, self.trainer.max_iter)  # after training iter is max_iter
 
@@ -136,6 +159,7 @@ class BestHook(hooks.BestCheckpointer):
             return
         self._val_metric = self._val_metric or next(iter(figures))
         self._is_better = False
+        self._evaluated = self._iterations_done()
         super()._best_checking()
         self._since = 0 if self._is_better or self._val_metric not in latest else self._since + 1
         self._record()
@@ -154,26 +178,40 @@ class BestHook(hooks.BestCheckpointer):
     def _record(self) -> None:
         if self.best_iter is None or not comm.is_main_process():
             return
-        record = {
-            "metric": self._val_metric,
-            "value": self.best_metric,
-            "iteration": self.best_iter,
-            "evaluations_since": self._since,
-        }
         with (
             replacing(self._record_file) as temporary,
             open(temporary, "w", encoding="utf-8") as file,
         ):
-            json.dump(record, file)
+            json.dump(self._state(), file)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "metric": self._val_metric,
+            "value": self.best_metric,
+            "iteration": self.best_iter,
+            "evaluations_since": self._since,
+            "evaluated": self._evaluated,
+        }
 
     def _restore(self) -> None:
-        record = read_best(self._model_checkpointer.save_dir)
-        if record is None or self._val_metric not in ("", record["metric"]):
+        """Takes the later one of what the checkpoint and the record say, of iterations done."""
+        states = [self._loaded, _read_record(self._model_checkpointer.save_dir)]
+        start = self.trainer.start_iter
+        usable = [
+            state
+            for state in states
+            if state is not None
+            and state["evaluated"] <= start
+            and self._val_metric in ("", state["metric"])
+        ]
+        if not usable:
             return
-        self._val_metric = record["metric"]
-        self.best_metric, self.best_iter = record["value"], record["iteration"]
-        self._since = record["evaluations_since"]
-        logger.info(f"Best so far: {self._best()}")
+        state = max(usable, key=lambda state: state["evaluated"])
+        self._val_metric = state["metric"]
+        self.best_metric, self.best_iter = state["value"], state["iteration"]
+        self._since, self._evaluated = state["evaluations_since"], state["evaluated"]
+        if self.best_iter is not None:
+            logger.info(f"Best so far: {self._best()}")
 
     @property
     def _record_file(self) -> str:
@@ -181,11 +219,9 @@ class BestHook(hooks.BestCheckpointer):
 
     def _write_figures(self) -> None:
         """Also where the writers' own period would skip this evaluation for a later one."""
-        for hook in self.trainer._hooks:
-            if isinstance(hook, hooks.PeriodicWriter):
-                for writer in hook._writers:
-                    if isinstance(writer, JSONWriter | TensorboardXWriter):
-                        writer.write()
+        for writer in writers_of(self.trainer):
+            if isinstance(writer, JSONWriter | TensorboardXWriter):
+                writer.write()
 
 
 class EarlyEnd(HookBase):
@@ -225,6 +261,13 @@ def read_best(folder: str) -> dict | None:
 
     None where there is no such checkpoint, or no record that makes sense.
     """
+    record = _read_record(folder)
+    if record is not None:
+        del record["evaluated"]
+    return record
+
+
+def _read_record(folder: str) -> dict | None:
     path = os.path.join(folder, RECORD)
     if not os.path.isfile(os.path.join(folder, "model_best.pth")):
         return None
@@ -233,12 +276,19 @@ def read_best(folder: str) -> dict | None:
             record = json.load(file)
         value, iteration = float(record["value"]), int(record["iteration"])
         since = int(record["evaluations_since"])
+        evaluated = int(record.get("evaluated", iteration))  # older records lack it
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not math.isfinite(value):
         return None
     metric = str(record["metric"])
-    return {"metric": metric, "value": value, "iteration": iteration, "evaluations_since": since}
+    return {
+        "metric": metric,
+        "value": value,
+        "iteration": iteration,
+        "evaluations_since": since,
+        "evaluated": evaluated,
+    }
 
 
 class _Aside:

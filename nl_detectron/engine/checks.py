@@ -2,11 +2,24 @@
 
 import os
 import tempfile
+from functools import reduce
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_KEYPOINT_HEAD_REGISTRY
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
 from fvcore.common.registry import Registry
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,14 +33,38 @@ from ..modeling.keypoint_head import check_keypoint_head_placement
 from ..solver import OPTIMIZERS, check_lr_factors
 from .best import check_best
 from .dataset_checks import (
-    check_annotations,
     check_dataset,
-    check_dataset_files,
+    check_dataset_lazily,
     check_same_categories,
+    warn_of_shared_files,
 )
+from .folder import check_free
 from .launch import num_cpu_cores
 from .own_data import dataset_names
 from .solver_checks import check_lazy_solver, check_solver
+
+# What Detectron2 looks up: a name that is not there ends in a KeyError
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+}
+NORM_KEYS = (
+    "MODEL.RESNETS.NORM",
+    "MODEL.FPN.NORM",
+    "MODEL.ROI_BOX_HEAD.NORM",
+    "MODEL.ROI_MASK_HEAD.NORM",
+    "MODEL.SEM_SEG_HEAD.NORM",
+)
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+DEPTHS = (18, 34, 50, 101, 152)
 
 
 def check_cfg(
@@ -62,6 +99,10 @@ def check_cfg(
         keys=("TEST.BEST_METRIC", "TEST.EARLY_STOPPING_PATIENCE", "TEST.EVAL_PERIOD"),
     )
     check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
+    if not eval_only:
+        check_free("OUTPUT_DIR", cfg.OUTPUT_DIR)
+        if not resume:
+            check_unused("OUTPUT_DIR", cfg.OUTPUT_DIR)
     check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=resume)
     if not eval_only and not cfg.DATASETS.TRAIN:
         raise UsageError(
@@ -74,6 +115,7 @@ def check_cfg(
     names = list(dict.fromkeys((*train, *cfg.DATASETS.TEST)))
     prepared = {name: check_dataset(name, cfg) for name in names}
     check_same_categories(names)
+    warn_of_shared_files(train, cfg.DATASETS.TEST)
     check_usable(
         [file for name in train if (file := prepared[name])],
         mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
@@ -97,14 +139,21 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
         keys=("train.best_metric", "train.early_stopping_patience", "train.eval_period"),
     )
     check_output_dir("train.output_dir", train.output_dir)
+    if not eval_only:
+        check_free("train.output_dir", train.output_dir)
+        if not resume:
+            check_unused("train.output_dir", train.output_dir)
     check_weights("train.init_checkpoint", train.init_checkpoint, train.output_dir, resume=resume)
-    trained_on = []
+    trained_on, names = [], []
     for loader in ("test",) if eval_only else ("train", "test"):
         for name in dataset_names(cfg, loader):
-            check_dataset_files(name)
-            prepared = check_annotations(name, training=loader == "train")
+            prepared = check_dataset_lazily(name, cfg, training=loader == "train")
+            names.append(name)
             if prepared and loader == "train":
                 trained_on.append(prepared)
+    check_same_categories(list(dict.fromkeys(names)))
+    if not eval_only:
+        warn_of_shared_files(dataset_names(cfg, "train"), dataset_names(cfg, "test"))
     mapper = OmegaConf.select(cfg.dataloader, "train.mapper") or {}
     check_usable(
         trained_on,
@@ -154,13 +203,7 @@ def check_model(cfg: CfgNode) -> None:
     """
     head = cfg.MODEL.ROI_KEYPOINT_HEAD
     _check_channels(cfg)
-    for key, registry, name in (
-        ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME),
-        ("MODEL.ROI_KEYPOINT_HEAD.NAME", ROI_KEYPOINT_HEAD_REGISTRY, head.NAME),
-    ):
-        if name not in registry:
-            names = [registered for registered, _ in registry]
-            raise UsageError(f"{key} {name!r} is not registered{did_you_mean(name, names)}")
+    _check_names(cfg)
     if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
         raise UsageError(
             f"SOLVER.OPTIMIZER must be one of {OPTIMIZERS}, got {cfg.SOLVER.OPTIMIZER!r}"
@@ -187,6 +230,29 @@ def check_model(cfg: CfgNode) -> None:
                 f"TEST.KEYPOINT_OKS_SIGMAS has {num_sigmas} values for "
                 f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS {head.NUM_KEYPOINTS}; give one for each"
             )
+
+
+def _check_names(cfg: CfgNode) -> None:
+    """Checks what is looked up by its name: parts of the model, norms and depths."""
+    for key, registry in REGISTRIES.items():
+        name = _value(cfg, key)
+        if name not in registry and name not in ("", "PrecomputedProposals"):
+            names = [registered for registered, _ in registry]
+            raise UsageError(f"{key} {name!r} is not registered{did_you_mean(str(name), names)}")
+    for key in NORM_KEYS:
+        norm = _value(cfg, key)
+        if norm not in NORMS:
+            raise UsageError(f'{key} must be one of {", ".join(NORMS)} or "", got {norm!r}')
+    is_resnet = "resnet" in cfg.MODEL.BACKBONE.NAME
+    if is_resnet and cfg.MODEL.RESNETS.DEPTH not in DEPTHS:
+        raise UsageError(
+            f"MODEL.RESNETS.DEPTH must be one of {', '.join(map(str, DEPTHS))}, got "
+            f"{cfg.MODEL.RESNETS.DEPTH!r}"
+        )
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return reduce(lambda node, name: node[name], key.split("."), cfg)
 
 
 def _check_channels(cfg: CfgNode) -> None:
@@ -263,6 +329,20 @@ def check_output_dir(key: str, folder: str) -> None:
             f"{key} {folder} cannot be written ({error.strerror}); choose another one",
             arguments=["output"],
         ) from error
+
+
+def check_unused(key: str, folder: str) -> None:
+    """Checks that no training has left a checkpoint in a folder, which a new one would replace."""
+    try:
+        with open(os.path.join(folder, "last_checkpoint"), encoding="utf-8") as file:
+            last = file.read().strip()
+    except FileNotFoundError:
+        return
+    raise UsageError(
+        f"{key} {folder} holds a training already, whose last checkpoint is {last}: resume goes on "
+        "with it; for a new one choose another folder, or remove this one",
+        arguments=["resume"],
+    )
 
 
 def check_threshold(value: float) -> None:

@@ -15,11 +15,13 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 
 from ..checkpoint import read_config
+from ..checkpoint.safety.texts import read_yaml
 from ..config import add_non_local_config, renamed_keys, renamed_options
 from ..errors import UsageError, did_you_mean
 from ..log import logger
 from ..model_zoo import get_config_file
 from .own_data import follow_datasets, follow_datasets_lazily
+from .stored import check_stored
 
 # What Detectron2's default_setup, or our train(), reads from `train` although
 # configs/common/train.py lacks it
@@ -31,6 +33,7 @@ OPTIONAL_TRAIN_KEYS = (
     "model_ema",
     "best_metric",
     "early_stopping_patience",
+    "checkpoint_on_error",
 )
 
 
@@ -86,7 +89,7 @@ def cfg_from_text(
     cfg = _default_cfg()
 
     def merge() -> None:
-        cfg.merge_from_other_cfg(_today(yaml.unsafe_load(text) if trust else yaml.safe_load(text)))
+        cfg.merge_from_other_cfg(_today(read_yaml(text, trust=trust)))
 
     _merge(cfg, source, merge)
     _merge_options(cfg, opts)
@@ -117,7 +120,11 @@ def cfg_of_weights(
             "a config.yaml beside it, where training writes it",
             arguments=["config_file"],
         )
-    return cfg_from_text(text, opts, source=f"config of {Path(weights).name}", trust=trust)
+    source = f"config of {Path(weights).name}"
+    cfg = cfg_from_text(text, opts, source=source, trust=trust)
+    if not trust and os.path.isfile(weights):
+        check_stored(cfg, weights, source=source)
+    return cfg
 
 
 def load_lazy_cfg(

@@ -1,18 +1,27 @@
 """Several processes, as Detectron2 has them, on CPUs too."""
 
+import contextlib
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
-from detectron2.engine import create_ddp_model
+import torch.distributed as dist
+from detectron2.engine import DEFAULT_TIMEOUT, create_ddp_model
 from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing import ProcessExitedException
 
-from ..errors import usage_errors
+from ..errors import UsageError, usage_errors
+from .signals import SIGNALS
 
 
 def num_cpu_cores() -> int:
@@ -20,6 +29,32 @@ def num_cpu_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def num_processes(num_gpus: int, num_machines: int) -> tuple[int, int]:
+    """How many processes a machine and how many machines train together.
+
+    Args:
+        num_gpus, num_machines: what the command line says, 1 by default.
+
+    Raises:
+        UsageError: if both the command line and torchrun start several.
+    """
+    if not is_started_by_torchrun():
+        return num_gpus, num_machines
+    if (num_gpus, num_machines) != (1, 1):
+        raise UsageError(
+            f"num_gpus {num_gpus} and num_machines {num_machines} under torchrun, which starts the "
+            "processes itself: leave them out, or torchrun",
+            arguments=["num_gpus", "num_machines"],
+        )
+    on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
+    return on_this_machine, int(os.environ["WORLD_SIZE"]) // on_this_machine
+
+
+def is_started_by_torchrun() -> bool:
+    """Whether this is one of several processes that torchrun has started."""
+    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def launch(
@@ -32,28 +67,65 @@ def launch(
 ) -> None:
     """Runs ``main(*args)`` in processes: one a GPU or, without CUDA, on the CPU.
 
+    In a process that torchrun has started it runs there, and the other arguments mean nothing.
+
     Args:
         main: the function that each process runs; importable, as for :mod:`multiprocessing`.
         num_gpus_per_machine, num_machines, machine_rank, dist_url: see
             :func:`detectron2.engine.launch`.
     """
+    if is_started_by_torchrun():
+        return _run_as_one_of_several(main, args)
     if num_gpus_per_machine > 1 and not torch.cuda.is_available():
         # Without it each process would start a thread for every core.
         threads = max(num_cpu_cores() // num_gpus_per_machine, 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    is_one = num_gpus_per_machine * num_machines == 1
     try:
-        detectron2_launch(
-            main if num_gpus_per_machine == 1 else partial(_with_usage_errors, main),
-            num_gpus_per_machine,
-            num_machines=num_machines,
-            machine_rank=machine_rank,
-            dist_url=dist_url,
-            args=args,
-        )
+        with contextlib.nullcontext() if is_one else _signals_sent_on():
+            detectron2_launch(
+                main if is_one else partial(_with_usage_errors, main),
+                num_gpus_per_machine,
+                num_machines=num_machines,
+                machine_rank=machine_rank,
+                dist_url=dist_url,
+                args=args,
+            )
     except ProcessExitedException as error:
-        if error.exit_code != 2:
+        if error.exit_code != 2 and error.exit_code - 128 not in SIGNALS:
             raise
-        sys.exit(2)  # the process has said why
+        sys.exit(error.exit_code)  # the process has said why
+
+
+@contextlib.contextmanager
+def _signals_sent_on() -> Iterator[None]:
+    """Sends a signal that tells to stop to the processes that have been started, if there are any.
+
+    This one waits for them, and ends with their exit code.
+    """
+
+    def send_on(number: int, frame: FrameType | None) -> None:
+        children = multiprocessing.active_children()
+        for child in children:
+            if child.pid is not None:
+                os.kill(child.pid, number)
+        if not children:  # as without this handler
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no signal comes
+        return
+    before = {
+        number: signal.signal(number, send_on)
+        for number in SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def ddp(model: nn.Module, device: str, **options: Any) -> nn.Module:
@@ -61,6 +133,20 @@ def ddp(model: nn.Module, device: str, **options: Any) -> nn.Module:
     if torch.device(device).type == "cpu":
         options["device_ids"] = None
     return create_ddp_model(model, **options)
+
+
+@record  # so that torchrun's summary names the error
+def _run_as_one_of_several(main: Callable[..., object], args: tuple[Any, ...]) -> None:
+    """What Detectron2's launch does in each process that it starts."""
+    has_gpu = torch.cuda.is_available()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    if has_gpu:
+        torch.cuda.set_device(local_rank)
+    comm.synchronize()
+    main(*args)
+    dist.destroy_process_group()
 
 
 def _with_usage_errors(main: Callable[..., object], *args: Any) -> None:

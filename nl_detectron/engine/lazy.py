@@ -1,13 +1,14 @@
 """Training and evaluation of LazyConfigs, as Detectron2's tools/lazyconfig_train_net.py does."""
 
 import copy
+import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper, MetadataCatalog
-from detectron2.engine import default_writers, hooks
+from detectron2.engine import hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
@@ -19,18 +20,27 @@ from torch import nn
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text
 from ..data.mapper import ImageMapper
+from ..data.seeds import SAMPLER, derive, drawing_from
+from ..data.stream import as_it_is, stream_of, with_own_generator
 from ..data.training import annotations_in_files, usable_for_training
 from ..errors import UsageError
 from ..evaluation import log_tables
 from ..log import logger
 from .averaging import WeightAveraging
 from .best import may_end_early, with_best
+from .buffers import SameBuffers
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
+from .folder import only_training_in
 from .launch import ddp
 from .loop import build_loop, usage_errors_unlogged
+from .metrics import build_writers
 from .monitor import NonLocalMonitor
 from .own_data import check_same_classes, dataset_names, describe
+from .resume import run_seed, with_exact_resume
+from .room import Room
+from .settings import settings_of
+from .signals import StopOnSignal
 from .trainer import log_start
 
 
@@ -107,14 +117,16 @@ def train(
         UsageError: if the model cannot be built.
     """
     options = cfg.train
+    settings, seed = settings_of(cfg), run_seed(options.get("seed", -1))
     model = _build(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     model = ddp(model, cfg.train.device, **options.ddp)
     accumulate = options.get("accumulate", 1)
+    build_loader = functools.partial(_build_train_loader, cfg.dataloader.train, parts=accumulate)
     trainer = build_loop(
         model,
-        _build_train_loader(cfg.dataloader.train, parts=accumulate),
+        build_loader(seed),
         optimizer,
         amp=options.amp.enabled,
         accumulate=accumulate,
@@ -128,19 +140,22 @@ def train(
         metadata=MetadataCatalog.get(trained_on[0]) if trained_on else None,
         trust=trust_checkpoint,
         allow_missing=allow_missing,
+        on_error=options.get("checkpoint_on_error", "stop"),
         trainer=trainer,
     )
 
     # Checkpoints before evaluations, so that one which fails loses no training; the writers last,
     # so that they write what the evaluation found.
     is_main = comm.is_main_process()
-    writers = default_writers(options.output_dir, options.max_iter) if is_main else []
+    writers = build_writers(options.output_dir, options.max_iter) if is_main else []
     registered = with_best(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             NonLocalMonitor(model),
-            hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer) if is_main else None,
+            hooks.PeriodicCheckpointer(checkpointer, options.checkpointer.period)
+            if is_main
+            else None,
             hooks.EvalHook(options.eval_period, lambda: evaluate(cfg, model)),
             hooks.PeriodicWriter(writers, period=options.log_period) if is_main else None,
         ],
@@ -149,9 +164,23 @@ def train(
         metric=options.get("best_metric", ""),
         patience=options.get("early_stopping_patience", 0),
     )
+    room = Room(
+        options.output_dir,
+        period=options.checkpointer.period,
+        keep=options.checkpointer.get("max_to_keep") or 0,
+        go_on=checkpointer.on_error == "continue",
+        averages=bool(OmegaConf.select(options, "model_ema.enabled")),
+        keys=("train.checkpointer.max_to_keep", "train.checkpoint_on_error"),
+    )
+    registered += [room, StopOnSignal(checkpointer)]
     if OmegaConf.select(options, "model_ema.enabled"):  # around all that evaluates and saves
         averaging = WeightAveraging(model, decay=options.model_ema.get("decay", 0.999))
         registered = [averaging, *registered, averaging.last()]
+    periods = options.eval_period, options.checkpointer.period
+    registered = [SameBuffers(model, periods), *registered]
+    registered = with_exact_resume(
+        registered, seed=seed, settings=settings, build_loader=build_loader
+    )
     trainer.register_hooks(registered)
 
     checkpointer.resume_or_load(options.init_checkpoint, resume=resume)
@@ -160,7 +189,8 @@ def train(
     log_start(
         checkpointer, options.init_checkpoint, options.device, resume, start, options.max_iter
     )
-    with usage_errors_unlogged(), may_end_early():
+    folder = only_training_in("train.output_dir", options.output_dir)
+    with folder, usage_errors_unlogged(), may_end_early():
         # Learning rates end at max_iter; a checkpoint can be beyond it.
         trainer.train(start, max(start, options.max_iter))
     return trainer
@@ -172,16 +202,21 @@ def _loader(node: DictConfig, **changed: Any) -> Iterable[list[dict]]:
     Args:
         changed: arguments of the loader in the place of the node's.
     """
-    node = copy.deepcopy(node)
-    target = OmegaConf.select(node, "mapper._target_")
-    if (locate(target) if isinstance(target, str) else target) is DatasetMapper:
-        node.mapper._target_ = ImageMapper
+    node = _with_our_reader(node)
     arguments: dict[str, Any] = {str(key): value for key, value in node.items()}
     return instantiate(arguments | changed)
 
 
-def _build_train_loader(node: DictConfig, *, parts: int = 1) -> Iterable[list[dict]]:
-    """What the node describes, of what the model can be trained on.
+def _with_our_reader(node: DictConfig) -> DictConfig:
+    node = copy.deepcopy(node)
+    target = OmegaConf.select(node, "mapper._target_")
+    if (locate(target) if isinstance(target, str) else target) is DatasetMapper:
+        node.mapper._target_ = ImageMapper
+    return node
+
+
+def _build_train_loader(node: DictConfig, seed: int = 0, *, parts: int = 1) -> Iterable[list[dict]]:
+    """What the node describes, of what the model can be trained on, and by the seed alone.
 
     Args:
         parts: that each of its batches is given in.
@@ -197,7 +232,16 @@ def _build_train_loader(node: DictConfig, *, parts: int = 1) -> Iterable[list[di
         filter_empty=node.dataset.get("filter_empty", True),
         total=annotations_in_files([names] if isinstance(names, str) else names),
     )
-    return _loader(node, dataset=dicts, **size)
+    if "mapper" not in node:
+        return _loader(node, dataset=dicts, **size)
+    with drawing_from(derive(seed, SAMPLER)):
+        plan = _loader(node, dataset=dicts, mapper=as_it_is, **size)
+    mapper = instantiate(_with_our_reader(node).mapper)
+    stream = stream_of(plan, mapper, dicts, seed=seed)
+    if stream is None:  # of a builder of the config's own
+        return _loader(node, dataset=dicts, **size)
+    alone = {"mapper": None, "sampler": None, "aspect_ratio_grouping": False}
+    return with_own_generator(_loader(node, dataset=stream, **alone, **size))
 
 
 def _build(cfg: DictConfig) -> nn.Module:

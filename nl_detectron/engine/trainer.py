@@ -5,6 +5,7 @@ import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -19,22 +20,32 @@ from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text
 from ..data.mapper import ImageMapper
+from ..data.seeds import SAMPLER, derive, drawing_from
+from ..data.stream import as_it_is, stream_of, with_own_generator
 from ..data.training import annotations_in_files, usable_for_training
 from ..evaluation import build_evaluator, log_tables
 from ..log import logger
 from ..solver import build_optimizer
 from .averaging import WeightAveraging
 from .best import may_end_early, with_best
+from .buffers import SameBuffers
+from .folder import only_training_in
 from .launch import ddp
 from .loop import build_loop, usage_errors_unlogged
+from .metrics import build_writers
 from .monitor import NonLocalMonitor
 from .own_data import check_same_classes, describe
+from .resume import SameImages, run_seed, with_exact_resume
+from .room import Room
+from .settings import settings_of
+from .signals import StopOnSignal
 
 
 class Trainer(DefaultTrainer):
@@ -56,7 +67,8 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
+        seed = run_seed(cfg.SEED)
+        data_loader = self._build_train_loader(cfg, seed)
         model = ddp(model, cfg.MODEL.DEVICE, broadcast_buffers=False)
         self._trainer = build_loop(
             model,
@@ -72,12 +84,19 @@ class Trainer(DefaultTrainer):
             cfg=cfg,
             metadata=MetadataCatalog.get(cfg.DATASETS.TRAIN[0]),
             safetensors=cfg.SOLVER.CHECKPOINT_SAFETENSORS,
+            on_error=cfg.SOLVER.CHECKPOINT_ON_ERROR,
             trainer=weakref.proxy(self),
             trust=trust_checkpoint,
             allow_missing=allow_missing,
         )
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
-        self.register_hooks(self.build_hooks())
+        registered = with_exact_resume(
+            self.build_hooks(),
+            seed=seed,
+            settings=settings_of(cfg),
+            build_loader=partial(self._build_train_loader, cfg),
+        )
+        self.register_hooks(registered)
         for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
             logger.info(describe(MetadataCatalog.get(name)))
 
@@ -94,6 +113,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[hooks.HookBase]:
         ret = super().build_hooks()
+        ret = [*(SameImages(h) for h in ret if isinstance(h, hooks.PreciseBN)), *ret]
         ret.insert(0, NonLocalMonitor(self.model))  # before the hook that writes what it found
         if self.cfg.TEST.AUG.ENABLED:
             ret.append(hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
@@ -105,23 +125,44 @@ class Trainer(DefaultTrainer):
             metric=test.BEST_METRIC,
             patience=test.EARLY_STOPPING_PATIENCE,
         )
+        room = Room(
+            self.cfg.OUTPUT_DIR,
+            period=self.cfg.SOLVER.CHECKPOINT_PERIOD,
+            keep=self.cfg.SOLVER.CHECKPOINT_KEEP,
+            go_on=self.cfg.SOLVER.CHECKPOINT_ON_ERROR == "continue",
+            averages=self.cfg.MODEL_EMA.ENABLED,
+            keys=("SOLVER.CHECKPOINT_KEEP", "SOLVER.CHECKPOINT_ON_ERROR"),
+        )
+        ret += [room, StopOnSignal(self.checkpointer)]
         if self.cfg.MODEL_EMA.ENABLED:  # around all that evaluates and saves
             averaging = WeightAveraging(self.model, decay=self.cfg.MODEL_EMA.DECAY)
             ret = [averaging, *ret, averaging.last()]
-        return ret
+        periods = test.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD
+        return [SameBuffers(self.model, periods), *ret]
 
     def train(self) -> OrderedDict | None:
         # In the place of DefaultTrainer's own, whose last lines an early end would leave out
-        with usage_errors_unlogged(), may_end_early():
+        folder = only_training_in("OUTPUT_DIR", self.cfg.OUTPUT_DIR)
+        with folder, usage_errors_unlogged(), may_end_early():
             super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
         if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
             return None
         verify(self.cfg, self._last_eval_results)
         return self._last_eval_results
 
+    def build_writers(self) -> list[EventWriter]:
+        return build_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    @classmethod
+    def _build_train_loader(cls, cfg: CfgNode, seed: int) -> Iterable[list[dict]]:
+        seeded = cfg.clone()
+        seeded.defrost()
+        seeded.SEED = seed
+        return cls.build_train_loader(seeded)
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
-        """Detectron2's, of what the model can be trained on."""
+        """Detectron2's, of what the model can be trained on, and by ``SEED`` alone."""
         head, filter_empty = cfg.MODEL.ROI_KEYPOINT_HEAD, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN,
@@ -137,11 +178,20 @@ class Trainer(DefaultTrainer):
             filter_empty=filter_empty and not cfg.DATALOADER.SAMPLER_TRAIN.startswith("Weighted"),
             total=annotations_in_files(cfg.DATASETS.TRAIN),
         )
-        return build_detection_train_loader(
-            cfg,
-            dataset=dicts,
-            mapper=ImageMapper(cfg, is_train=True),
-            total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
+        size = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
+        seed = run_seed(cfg.SEED)
+        with drawing_from(derive(seed, SAMPLER)):
+            plan = build_detection_train_loader(
+                cfg, dataset=dicts, mapper=as_it_is, total_batch_size=size
+            )
+        return with_own_generator(
+            build_detection_train_loader(
+                stream_of(plan, ImageMapper(cfg, is_train=True), dicts, seed=seed),
+                mapper=None,
+                total_batch_size=size,
+                aspect_ratio_grouping=False,  # which the stream does
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            )
         )
 
     @classmethod

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..layers import NonLocalBlock
 
-Sizes = list[tuple[int, int]]  # (H, W) of each image; of the one image in a trace, tensors
+Sizes = list[tuple[Any, Any]]  # (H, W) of each image, int; of the one image in a trace, tensors
 
 
 class MaskingResNet(ResNet):

@@ -62,9 +62,13 @@ def ap_curves(records: Iterable[Mapping[str, float]]) -> dict[str, list[tuple[fl
 
 
 def read_metrics(metrics_file: str | Path) -> list[dict[str, float]]:
-    """The records of a ``metrics.json``, one for each time that Detectron2 wrote to it."""
+    """The records of a ``metrics.json``, one for each time that Detectron2 wrote to it.
+
+    What is no number is null in the file, and NaN here.
+    """
     lines = Path(metrics_file).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line]
+    records = [json.loads(line) for line in lines if line]
+    return [{k: math.nan if v is None else v for k, v in record.items()} for record in records]
 
 
 def figure_picture(figure: Figure) -> np.ndarray:

@@ -5,7 +5,6 @@ import pickle
 import re
 import signal
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -505,8 +504,8 @@ KILLED = """
 
 @pytest.mark.parametrize("name", ["model_final", "model_0000009"])
 @pytest.mark.parametrize("moment", ["pth", "safetensors", "last_checkpoint"])
-def test_a_kill_during_the_write_leaves_the_last_good_one(tmp_path, name, moment):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), moment, name]
+def test_a_kill_during_the_write_leaves_the_last_good_one(python, tmp_path, name, moment):
+    command = [str(python), "-c", textwrap.dedent(KILLED), str(tmp_path), moment, name]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
     checkpointer = NonLocalCheckpointer(nn.Linear(100, 100), str(tmp_path), complete=True)

@@ -1,5 +1,4 @@
 import subprocess
-import sys
 
 import pytest
 
@@ -14,9 +13,9 @@ print(*sorted(set(DatasetCatalog) - before))
 """
 
 
-def test_the_package_registers_the_six_sets_of_its_quick_schedules():
+def test_the_package_registers_the_six_sets_of_its_quick_schedules(python):
     """In a process of its own, where no project has registered others."""
-    result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+    result = subprocess.run([str(python), "-c", CODE], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     expected = [f"{kind}_{split}" for kind in ("people", "shapes") for split in checks.SPLITS]
     assert result.stdout.split() == sorted(expected)

@@ -139,6 +139,20 @@ def test_a_file_is_checked_once_until_it_or_the_folder_changes(prepared, tmp_pat
         prepare_annotations(file, images)
 
 
+def test_a_file_is_checked_again_when_a_folder_within_the_images_changes(tmp_path):
+    content = make(tmp_path)
+    folder = tmp_path / "images/sub"
+    folder.mkdir()
+    for image in content["images"]:
+        (tmp_path / "images" / image["file_name"]).rename(folder / image["file_name"])
+        image["file_name"] = f"sub/{image['file_name']}"
+    file, images = write(content, tmp_path / "b.json"), str(tmp_path / "images")
+    assert prepare_annotations(file, images) == file
+    (folder / "1.png").unlink()
+    with pytest.raises(UsageError, match="image 1: file is not there"):
+        prepare_annotations(file, images)
+
+
 def test_the_copy_says_what_was_corrected(prepared, tmp_path):
     content = spoil(make(tmp_path), lambda a: a.pop("iscrowd"), of="annotations", every=2)
     _, read = prepared(content)

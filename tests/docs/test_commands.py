@@ -142,7 +142,7 @@ def test_each_block_has_a_language_and_each_exemption_a_reason():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", SCRIPTS.values(), ids=lambda block: block.where)
-def test_commands_run(block, workspace):
+def test_commands_run(block, workspace, python):
     script = block.text.rstrip("\n")
     if block.note == "test: short":
         [options] = [options for name, options in SHORT.items() if name in script]
@@ -151,7 +151,9 @@ def test_commands_run(block, workspace):
         script += f" {SHORT_OWN}"
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join(
+            map(str, (python.parent, Path(sys.executable).parent, os.environ["PATH"]))
+        ),
         "DETECTRON2_DATASETS": "datasets",
     }
     done = subprocess.run(

@@ -1,11 +1,9 @@
 """Trains a proposal network whose loss over a batch is the mean of those over its halves.
 
-    python proposals.py ANNOTATIONS IMAGES --num-gpus N [KEY VALUE ...]
+    python proposals.py [--num-gpus N] ANNOTATIONS IMAGES [KEY VALUE ...]
 
 So two processes must end with the weights that one process ends with.
 """
-
-import sys
 
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser, default_setup
@@ -41,8 +39,8 @@ OPTIONS = {
 
 
 def main(args) -> None:
-    register_coco_instances("proposals", {}, *sys.argv[1:3])
-    args.opts = [item for pair in OPTIONS.items() for item in pair] + args.opts
+    register_coco_instances("proposals", {}, *args.opts[:2])
+    args.opts = [item for pair in OPTIONS.items() for item in pair] + args.opts[2:]
     cfg = load_cfg(args.config_file, args.opts)
     default_setup(cfg, args)
     trainer = Trainer(cfg)
@@ -51,5 +49,5 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args(sys.argv[3:])
+    arguments = default_argument_parser().parse_args()
     launch(main, arguments.num_gpus, dist_url=arguments.dist_url, args=(arguments,))

@@ -2,7 +2,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -242,10 +241,10 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @needs_two_cores
-def test_two_processes_end_early_together(tmp_path):
+def test_two_processes_end_early_together(python, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(tmp_path)]
+    command = [str(python), str(script), str(tmp_path)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,9 +1,16 @@
 import pytest
 import torch
 from detectron2 import model_zoo
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
-from nl_detectron.engine import cfg_from_text, check_cfg, load_cfg
+from nl_detectron.engine import (
+    cfg_from_text,
+    check_cfg,
+    check_lazy_cfg,
+    load_cfg,
+    load_lazy_cfg,
+)
 from nl_detectron.errors import UsageError, usage_errors
 from tests.places import CONFIGS
 
@@ -166,6 +173,44 @@ def test_classes_that_mean_something_else_in_the_other_set(other, message, datas
     test = dataset(COCO | {"categories": other}, "two")
     with pytest.raises(UsageError, match=message):
         check(*three, "DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)")
+
+
+def test_lazy_configs_are_held_against_their_data_too(dataset):
+    def check(config: str, *overrides: str) -> None:
+        check_lazy_cfg(load_lazy_cfg(config, ["train.init_checkpoint=", *overrides]))
+
+    one = dataset(COCO | {"categories": THREE}, "one")
+    two = dataset(COCO | {"categories": [c | {"id": 4 - c["id"]} for c in THREE]}, "two")
+    sets = [f"dataloader.train.dataset.names={one}", f"dataloader.test.dataset.names={one}"]
+    mask = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py"
+    check(mask, *sets, "model.roi_heads.num_classes=3")
+    with pytest.raises(UsageError, match="3 categories .* model 80.*model.roi_heads.num_classes 3"):
+        check(mask, *sets)
+    sets[1] = f"dataloader.test.dataset.names={two}"
+    with pytest.raises(UsageError, match="'one' and 'two' have different categories"):
+        check(mask, *sets, "model.roi_heads.num_classes=3")
+    person = dataset(PERSON, "person")
+    sets = [f"dataloader.{part}.dataset.names={person}" for part in ("train", "test")]
+    keypoint = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_nl_1x.py"
+    with pytest.raises(UsageError, match="1 keypoints for 'person'.*num_keypoints 17"):
+        check(keypoint, *sets)
+    with pytest.raises(UsageError, match="'person' has no keypoint_names in its metadata"):
+        check(keypoint, *sets, "model.roi_heads.keypoint_head.num_keypoints=1")
+
+
+def test_what_is_trained_and_evaluated_on_is_said(dataset, log, request):
+    one, two = dataset(COCO, "one"), "two"
+    metadata = MetadataCatalog.get(one)
+    register_coco_instances(two, {}, metadata.json_file, metadata.image_root)
+    request.addfinalizer(lambda: (DatasetCatalog.remove(two), MetadataCatalog.remove(two)))
+    for names in ((one, one), (one, two)):
+        log.clear()
+        check(*ONE_CLASS, "DATASETS.TRAIN", f"('{names[0]}',)", "DATASETS.TEST", f"('{names[1]}',)")
+        assert f"'{names[1]}' has the annotations of 'one', which is trained on" in log.text
+    log.clear()
+    three = dataset(COCO, "three")
+    check(*ONE_CLASS, "DATASETS.TRAIN", f"('{one}',)", "DATASETS.TEST", f"('{three}',)")
+    assert "trained on" not in log.text
 
 
 def test_more_classes_than_categories(dataset):

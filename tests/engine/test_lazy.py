@@ -1,6 +1,4 @@
-import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from nl_detectron.engine.config import resolve_config_file
 from nl_detectron.engine.lazy import _loader, evaluate_weights, train
 from nl_detectron.engine.loop import AccumulatingTrainer
 from nl_detectron.errors import UsageError
+from nl_detectron.visualization.curves import read_metrics
 from tests.places import TOOLS
 
 from .conftest import needs_two_cores
@@ -61,7 +60,7 @@ def load(config: str, output: Path, *opts: str) -> DictConfig:
 
 
 def last_metrics(output: Path) -> dict[str, float]:
-    return json.loads((output / "metrics.json").read_text().splitlines()[-1])
+    return read_metrics(output / "metrics.json")[-1]
 
 
 @pytest.mark.slow
@@ -136,10 +135,10 @@ class Other(DatasetMapper):
 
 @pytest.mark.slow
 @needs_two_cores
-def test_the_script_in_two_processes_on_the_cpu(tmp_path, generated_sets):
+def test_the_script_in_two_processes_on_the_cpu(python, tmp_path, generated_sets):
     file = tmp_path / "config.py"
     file.write_text(CONFIG.replace("small_shapes", "shapes_tiny"))
-    command = [sys.executable, str(TOOLS / "lazyconfig_train_net.py"), "--config-file", str(file)]
+    command = [str(python), str(TOOLS / "lazyconfig_train_net.py"), "--config-file", str(file)]
     output = tmp_path / "output"
     result = subprocess.run(
         [*command, "--num-gpus", "2", f"train.output_dir={output}"],

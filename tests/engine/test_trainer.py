@@ -1,7 +1,6 @@
 import json
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from detectron2.evaluation import (
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer, read_config
 from nl_detectron.engine import Trainer, load_cfg
 from nl_detectron.evaluation import COCOEvaluator, build_evaluator
+from nl_detectron.visualization.curves import read_metrics
 from tests.places import CONFIGS, TOOLS
 
 from .conftest import needs_two_cores
@@ -36,8 +36,7 @@ def quick_cfg(kind: str, small_sets: dict[str, str], output: Path, *opts: str):
 
 
 def last_metrics(output: Path) -> dict[str, float]:
-    lines = (output / "metrics.json").read_text().splitlines()
-    return json.loads(lines[-1])
+    return read_metrics(output / "metrics.json")[-1]
 
 
 @pytest.mark.parametrize("kind", CONFIG_FILES)
@@ -132,25 +131,38 @@ def test_evaluators_by_dataset_type(evaluator_type, expected, small_sets, tmp_pa
         assert evaluator.arguments == (("typed",), arguments)
 
 
-def run(*command: object, env: dict[str, str] | None = None) -> None:
-    result = subprocess.run(
-        [sys.executable, *map(str, command)], env=env, capture_output=True, text=True
-    )
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+PROPOSALS = Path(__file__).parent / "proposals.py"
+
+
+@pytest.fixture
+def run(python):
+    def run(*command: object, env: dict[str, str] | None = None) -> None:
+        whole = [str(python), *map(str, command)]
+        result = subprocess.run(whole, env=env, capture_output=True, text=True)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+
+    return run
 
 
 @pytest.mark.slow
 @needs_two_cores
-@pytest.mark.parametrize("parts", [1, 2])  # of the images of each process
-def test_two_processes_train_the_same_model_as_one(small_sets, tmp_path, parts):
+@pytest.mark.parametrize(
+    ("parts", "start"),  # of the images of each process; what starts two of them
+    [
+        (1, (PROPOSALS, "--num-gpus", 2, "--dist-url", "auto")),
+        (2, ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, PROPOSALS)),
+    ],
+    ids=["launch", "torchrun"],
+)
+def test_two_processes_train_the_same_model_as_one(run, small_sets, tmp_path, parts, start):
     metadata = MetadataCatalog.get(small_sets["shapes"])
-    script = Path(__file__).parent / "proposals.py"
+    data = (metadata.json_file, metadata.image_root)
     weights = []
-    for number in (1, 2):
+    for number, command in ((1, (PROPOSALS,)), (2, start)):
         output = tmp_path / str(number)
-        data = (metadata.json_file, metadata.image_root)
         opts = ("OUTPUT_DIR", output, "SOLVER.ACCUMULATE", parts if number == 2 else 1)
-        run(script, *data, "--num-gpus", number, "--dist-url", "auto", *opts)
+        run(*command, *data, *opts)
+        assert (output / "log.txt.rank1").exists() == (number == 2)
         weights.append(torch.load(output / "model_final.pth", weights_only=True)["model"])
     one, two = weights
     assert one.keys() == two.keys()
@@ -166,7 +178,7 @@ def test_two_processes_train_the_same_model_as_one(small_sets, tmp_path, parts):
 
 @pytest.mark.slow
 @needs_two_cores
-def test_the_training_script_on_two_processes(tmp_path, generated_sets):
+def test_the_training_script_on_two_processes(run, tmp_path, generated_sets):
     """On the registered sets, which it generates first, evaluation included."""
     output = tmp_path / "output"
     opts = ("SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "OUTPUT_DIR", output)
@@ -178,8 +190,8 @@ def test_the_training_script_on_two_processes(tmp_path, generated_sets):
     assert "Starting on cpu at iteration 0 from random" in (output / "log.txt").read_text()
 
 
-def test_the_training_script_refuses_in_one_line(tmp_path):
-    command = [sys.executable, str(TOOLS / "train_net.py"), "--config-file", "nowhere.yaml"]
+def test_the_training_script_refuses_in_one_line(python, tmp_path):
+    command = [str(python), str(TOOLS / "train_net.py"), "--config-file", "nowhere.yaml"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
     last = result.stderr.strip().splitlines()[-1]
@@ -233,14 +245,16 @@ def test_the_last_checkpoint_of_a_training_holds_its_config(small_sets, tmp_path
 @pytest.mark.slow
 @needs_two_cores
 @pytest.mark.parametrize("processes", [1, 2])
-def test_weights_that_do_not_fit_end_the_script_in_one_line(tmp_path, generated_sets, processes):
+def test_weights_that_do_not_fit_end_the_script_in_one_line(
+    python, tmp_path, generated_sets, processes
+):
     torch.save({"model": {"w": torch.ones(1)}}, tmp_path / "other.pth")
     opts = ("MODEL.WEIGHTS", tmp_path / "other.pth", "OUTPUT_DIR", tmp_path / "output")
     opts += ("DATASETS.TRAIN", "('shapes_val',)", "SOLVER.IMS_PER_BATCH", 2)
     arguments = ("--config-file", CONFIG_FILES["shapes"], "--num-gpus", processes)
     command = (TOOLS / "train_net.py", *arguments, "--dist-url", "auto", *opts)
     result = subprocess.run(
-        [sys.executable, *map(str, command)], env=generated_sets, capture_output=True, text=True
+        [str(python), *map(str, command)], env=generated_sets, capture_output=True, text=True
     )
     assert result.returncode == 2, result.stderr[-2000:]
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +159,7 @@ def test_a_damaged_image_ends_an_evaluation_in_one_line(damaged, tmp_path):
 @pytest.mark.slow
 @needs_two_cores
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_damaged_image_ends_the_script_with_exit_code_2(tmp_path, processes):
+def test_a_damaged_image_ends_the_script_with_exit_code_2(python, tmp_path, processes):
     images = generate(tmp_path / "nl_detectron/shapes_tiny", kind="shapes", num_images=8, seed=3)
     cut = sorted((images.parent / "images").iterdir())[2]
     cut.write_bytes(cut.read_bytes()[:-200])
@@ -168,7 +167,7 @@ def test_a_damaged_image_ends_the_script_with_exit_code_2(tmp_path, processes):
     opts += ("SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "9", "OUTPUT_DIR", tmp_path / "out")
     arguments = ("--config-file", QUICK, "--num-gpus", processes, "--dist-url", "auto", *opts)
     result = subprocess.run(
-        [sys.executable, str(TOOLS / "train_net.py"), *map(str, arguments)],
+        [str(python), str(TOOLS / "train_net.py"), *map(str, arguments)],
         env={**os.environ, "DETECTRON2_DATASETS": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from dev.benchmark.table import Table, machine, text_of
+from dev.benchmark.table import Table, dtypes, machine, text_of
 
 
 def test_markdown():
@@ -21,6 +23,16 @@ def test_machine_is_named():
     name = machine("cpu")
     assert torch.__version__ in name
     assert f"{torch.get_num_threads()} threads" in name
+    flags = Path("/proc/cpuinfo")
+    if flags.exists():
+        assert ("avx2" in name) == ("avx2" in flags.read_text().split())
+
+
+def test_bfloat16_is_measured_where_the_processor_computes_in_it(monkeypatch):
+    for flags, expected in (("fma avx2", 1), ("avx2 avx512_bf16", 2), ("amx_bf16", 2)):
+        known = frozenset(flags.split())
+        monkeypatch.setattr("dev.benchmark.table.processor_flags", lambda known=known: known)
+        assert dtypes("cpu") == ("float32", "bfloat16")[:expected]
 
 
 def test_texts_are_found_by_their_heading():

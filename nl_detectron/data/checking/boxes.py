@@ -44,7 +44,6 @@ NO_AREA = Kind(
 )
 
 TOLERANCE = 1.0  # pixels by which a box may leave its image
-CHUNK = 20_000
 
 
 def check_boxes(
@@ -60,22 +59,17 @@ def check_boxes(
     Returns:
         The boxes, float64 (N, 4) as x, y, width, height, NaN where there is none.
     """
-    boxes = np.full((len(annotations), 4), np.nan)
-    for start in range(0, len(annotations), CHUNK):
-        chunk = annotations[start : start + CHUNK]
-        array = as_array([annotation.get("bbox") for annotation in chunk], 4)
-        if array is None:
-            array = np.array(
-                [
-                    _check_box(annotation, masks[start + i], findings)
-                    for i, annotation in enumerate(chunk)
-                ]
-            )
-        elif not (finite := np.isfinite(array).all(1)).all():
-            for i in np.flatnonzero(~finite):
-                findings.add_annotation(NOT_FINITE, chunk[i], array[i].tolist())
-            array[~finite] = np.nan
-        boxes[start : start + CHUNK] = array
+    boxes = as_array([annotation.get("bbox") for annotation in annotations], 4)
+    if boxes is None:
+        rows = [
+            _check_box(annotation, mask, findings)
+            for annotation, mask in zip(annotations, masks, strict=True)
+        ]
+        boxes = np.array(rows, np.float64).reshape(-1, 4)
+    elif not (finite := np.isfinite(boxes).all(1)).all():
+        for i in np.flatnonzero(~finite):
+            findings.add_annotation(NOT_FINITE, annotations[i], boxes[i].tolist())
+        boxes[~finite] = np.nan
     with np.errstate(invalid="ignore", over="ignore"):
         _judge(annotations, boxes, sizes, masks, findings)
     return boxes

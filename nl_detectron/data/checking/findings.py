@@ -78,7 +78,7 @@ class Findings:
     """
 
     def __init__(self, max_examples: int | None = EXAMPLES) -> None:
-        self._max_examples = max_examples
+        self.max_examples = max_examples
         self._by_kind: dict[Kind, Finding] = {}
         self.suspicion: Counter[Hashable] = Counter()  # of each image, by its id
 
@@ -94,7 +94,7 @@ class Findings:
         """
         finding = self._by_kind.setdefault(kind, Finding(kind))
         finding.count += 1
-        if self._max_examples is None or len(finding.examples) < self._max_examples:
+        if self.max_examples is None or len(finding.examples) < self.max_examples:
             example = _short(where) + ("" if detail is None else f": {_cut(str(detail))}")
             finding.examples.append(one_line(example))
         if isinstance(image, (int, str)) and kind.effect in WEIGHTS:
@@ -104,6 +104,11 @@ class Findings:
         """Counts one of an annotation."""
         where, image = annotation.get("id", "without id"), annotation.get("image_id")
         self.add(kind, where, detail, image=image)
+
+    def take(self, other: "Findings") -> None:
+        """Takes over the findings of another collection, of other kinds."""
+        self._by_kind |= other._by_kind
+        self.suspicion.update(other.suspicion)
 
     def sorted(self) -> list[Finding]:
         """The worst first."""

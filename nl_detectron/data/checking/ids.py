@@ -1,7 +1,10 @@
 """Categories, and the ids that connect them, the images and the annotations."""
 
-from collections.abc import Hashable, Iterable
+import itertools
+from collections.abc import Hashable, Iterator
 from typing import Any
+
+import numpy as np
 
 from .findings import Effect, Findings, Kind
 
@@ -55,9 +58,7 @@ def plain_id(value: Any) -> int | str | None:
     ``"7"`` and ``7.0`` are 7, but ``"007"`` is text. None, truth values, lists and objects are
     no ids.
     """
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
+    if type(value) is int:
         return value
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
@@ -65,6 +66,11 @@ def plain_id(value: Any) -> int | str | None:
         is_number = value.isascii() and value.isdigit() and len(value) < 20
         return int(value) if is_number and str(int(value)) == value else value
     return None
+
+
+def has_id(entry: dict, key: str) -> bool:
+    """Whether what is there under that key can be looked up as an id."""
+    return isinstance(entry.get(key), (int, str))
 
 
 def check_categories(content: dict, findings: Findings) -> dict[Hashable, int | str]:
@@ -178,72 +184,99 @@ def check_references(
     images: dict[Hashable, dict],
     categories: dict[Hashable, int | str],
     findings: Findings,
+    *,
+    start: int = 0,
 ) -> list[dict]:
     """Checks and corrects which image and category each annotation is of.
+
+    Args:
+        annotations: some of the file's.
+        images: by their plain ids.
+        categories: the id of each category, by its plain id.
+        start: the index of the first of them in the file.
 
     Returns:
         The annotations of images that are there.
     """
     kept = []
-    seen = set()
-    for index, annotation in enumerate(annotations):
-        label = annotation.get("id", f"annotations[{index}]")
-        plain = plain_id(annotation.get("image_id"))
+    for index, annotation in enumerate(annotations, start):
+        value = annotation.get("image_id")
+        plain = plain_id(value)
         image = images.get(plain) if plain is not None else None
         if plain is None:
-            findings.add(NO_IMAGE_ID, label, annotation.get("image_id", "missing"))
+            findings.add(
+                NO_IMAGE_ID, _label(annotation, index), annotation.get("image_id", "missing")
+            )
         elif image is None:
-            findings.add(NO_SUCH_IMAGE, label, f"image_id {plain!r}")
+            findings.add(NO_SUCH_IMAGE, _label(annotation, index), f"image_id {plain!r}")
             continue
-        else:
-            seen.add(plain)
-            id = image["id"]
-            if not _is_same(annotation["image_id"], id):
-                findings.add(IMAGE_REFERENCE_TYPE, label, repr(annotation["image_id"]))
-                annotation["image_id"] = id
+        elif not _is_same(value, image["id"]):
+            findings.add(IMAGE_REFERENCE_TYPE, _label(annotation, index), repr(value))
+            annotation["image_id"] = image["id"]
         kept.append(annotation)
         value = annotation.get("category_id")
         category_id = plain_id(value)
         if category_id not in categories:
-            shown = "missing" if value is None else repr(value)
+            label, shown = _label(annotation, index), "missing" if value is None else repr(value)
             findings.add(NO_SUCH_CATEGORY, label, shown, image=annotation.get("image_id"))
         elif not _is_same(value, categories[category_id]):
-            findings.add(CATEGORY_REFERENCE_TYPE, label, repr(value))
+            findings.add(CATEGORY_REFERENCE_TYPE, _label(annotation, index), repr(value))
             annotation["category_id"] = categories[category_id]
-    for known, image in images.items():
-        if known not in seen:
-            findings.add(EMPTY_IMAGE, image["id"])
     return kept
 
 
-def number_annotations(annotations: list[dict], findings: Findings) -> None:
-    """Gives annotations ids of their own where they have none that evaluation can use."""
-    seen: set[int] = set()
-    to_number = []
-    for index, annotation in enumerate(annotations):
-        value = annotation.get("id")
-        plain = plain_id(value)
-        if not isinstance(plain, int):
-            shown = "missing" if value is None else repr(value)
-            findings.add(ANNOTATION_NO_ID, f"annotations[{index}]", shown)
-        elif not 0 < plain < MAX_ID:
-            findings.add(ANNOTATION_ID_0, plain)
-        elif plain in seen:
-            findings.add(ANNOTATION_ID_TWICE, plain)
-        else:
-            seen.add(plain)
-            if not _is_same(value, plain):
-                findings.add(ANNOTATION_ID_TYPE, repr(value))
-                annotation["id"] = plain
-            continue
-        to_number.append(annotation)
-    free = (id for id in range(1, MAX_ID) if id not in seen)
-    start = max(seen, default=0) + 1
-    numbers: Iterable[int] = range(start, start + len(to_number))
-    if start + len(to_number) >= MAX_ID:
-        numbers = free
-    for annotation, id in zip(to_number, numbers, strict=False):
-        annotation["id"] = id
+class Numbering:
+    """Gives annotations ids of their own where they have none that evaluation can use.
+
+    Args:
+        ids: all that can be used in the file, int64 (N,).
+        num_annotations: in the file.
+    """
+
+    def __init__(self, ids: np.ndarray, num_annotations: int) -> None:
+        ids, counts = np.unique(ids, return_counts=True)
+        self._shared = set(ids[counts > 1].tolist())
+        self._seen: set[int] = set()  # of these
+        start = int(ids.max(initial=0)) + 1
+        self._free: Iterator[int] = itertools.count(start)
+        if start + num_annotations >= MAX_ID:
+            taken = set(ids.tolist())
+            self._free = (id for id in range(1, MAX_ID) if id not in taken)
+
+    def check(self, annotations: list[dict], findings: Findings, *, start: int = 0) -> None:
+        """Checks and corrects the ids of some of the file's annotations.
+
+        Args:
+            start: the index of the first of them in the file.
+        """
+        for index, annotation in enumerate(annotations, start):
+            value = annotation.get("id")
+            plain = plain_id(value)
+            if not isinstance(plain, int):
+                shown = "missing" if value is None else repr(value)
+                findings.add(ANNOTATION_NO_ID, f"annotations[{index}]", shown)
+            elif not 0 < plain < MAX_ID:
+                findings.add(ANNOTATION_ID_0, plain)
+            elif plain in self._seen:
+                findings.add(ANNOTATION_ID_TWICE, plain)
+            else:
+                if plain in self._shared:
+                    self._seen.add(plain)
+                if not _is_same(value, plain):
+                    findings.add(ANNOTATION_ID_TYPE, repr(value))
+                    annotation["id"] = plain
+                continue
+            annotation["id"] = next(self._free)
+
+
+def usable_ids(annotations: list[dict]) -> list[int]:
+    """The ids that evaluation can use, as numbers."""
+    ids = (plain_id(annotation.get("id")) for annotation in annotations)
+    return [id for id in ids if isinstance(id, int) and 0 < id < MAX_ID]
+
+
+def _label(annotation: dict, index: int) -> object:
+    return annotation.get("id", f"annotations[{index}]")
 
 
 def _are_mixed(ids: list[int | str | None]) -> bool:

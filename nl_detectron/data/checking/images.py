@@ -2,16 +2,18 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePosixPath, PureWindowsPath
 
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from .findings import Effect, Findings, Kind
-from .numbers import are_numbers, to_number
+from .ids import has_id
+from .numbers import to_number
 
 NO_NAME = Kind("image", "file_name missing or no text", Effect.STOPS, "name the file")
 NAME = Kind("image", "file_name with backslashes or with folders too many", Effect.REPAIRED)
@@ -52,7 +54,7 @@ MODES = {
 }
 SORTS = {"1": "bilevel", "I": "16 bits", "F": "16 bits", "CMYK": "CMYK", "P": "palette"}
 SORTS |= dict.fromkeys(("RGBA", "LA", "PA", "RGBa", "La"), "alpha")
-THREADS = 16
+THREADS, PART = 16, 1000
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def look(file: str, *, decode: bool = False) -> Look | None:
 def check_files(
     images: list[dict],
     image_root: str,
-    extents: dict[Hashable, tuple[float, float]],
+    reach: Callable[[set[Hashable]], dict[Hashable, tuple[float, float]]],
     findings: Findings,
     *,
     decode: bool = False,
@@ -112,7 +114,8 @@ def check_files(
     Args:
         images: the file's list.
         image_root: the folder that names are relative to.
-        extents: how far, in x and y, the annotations of each image reach, by its id.
+        reach: how far, in x and y, the annotations of each image reach, by its id; asked for the
+            ids of images whose width and height may be swapped.
         decode: read all of each file, not the head alone.
         progress: show a progress bar.
     """
@@ -126,12 +129,15 @@ def check_files(
         else:
             findings.add(NO_NAME, image.get("id", f"images[{index}]"), repr(name))
     files = [os.path.join(image_root, image["file_name"]) for image in named]
-    with ThreadPoolExecutor(THREADS) as pool:
-        looks: Iterable[Look | None] = pool.map(lambda file: look(file, decode=decode), files)
+    with ThreadPoolExecutor(THREADS) as pool:  # which holds whatever it is given at once
+        parts = (files[start : start + PART] for start in range(0, len(files), PART))
+        mapped = (pool.map(lambda file: look(file, decode=decode), part) for part in parts)
+        looks: Iterable[Look | None] = chain.from_iterable(mapped)
         looks = list(tqdm(looks, "images", len(files), disable=not progress, leave=False))
     lost = [image for image, seen in zip(named, looks, strict=True) if seen is None]
     found = _find(lost, image_root)
     times = Counter(image["file_name"] for image in named)
+    readable = []
     for image, seen in zip(named, looks, strict=True):
         id, name = image.get("id", "without id"), image["file_name"]
         if seen is None:
@@ -151,6 +157,11 @@ def check_files(
         _check_name(image, findings)
         for sort in seen.sorts:
             findings.add(MODES[sort], id, image=id)
+        readable.append((image, seen))
+    swapped = {i["id"] for i, seen in readable if _may_be_swapped(i, seen) and has_id(i, "id")}
+    extents = reach(swapped) if swapped else {}
+    for image, seen in readable:
+        id = image.get("id")
         extent = extents.get(id, (0, 0)) if isinstance(id, (int, str)) else (0, 0)
         _check_size(image, seen, extent, findings)
 
@@ -189,6 +200,11 @@ def _check_name(image: dict, findings: Findings) -> None:
         findings.add(SUBFOLDER, image.get("id"), name)
 
 
+def _may_be_swapped(image: dict, seen: Look) -> bool:
+    told = to_number(image.get("width")), to_number(image.get("height"))
+    return seen.orientation < 5 and told != seen.size and told[::-1] == seen.size
+
+
 def _check_size(image: dict, seen: Look, extent: tuple[float, float], findings: Findings) -> None:
     id = image.get("id", "without id")
     assert seen.size is not None
@@ -202,7 +218,7 @@ def _check_size(image: dict, seen: Look, extent: tuple[float, float], findings: 
     elif told == shown:
         if any(type(value) is not int for value in values):
             findings.add(SIZE_TYPE, id, f"{values[0]!r} x {values[1]!r}")
-    elif told == shown[::-1] and _fits(extent, shown) and seen.orientation < 5:
+    elif _may_be_swapped(image, seen) and _fits(extent, shown):
         findings.add(SWAPPED, id, f"{told}, the file's {shown}")
     else:
         kind = TURNED if told == seen.size else OTHER_SIZE
@@ -213,15 +229,3 @@ def _check_size(image: dict, seen: Look, extent: tuple[float, float], findings: 
 
 def _fits(extent: tuple[float, float], size: tuple[int, int]) -> bool:
     return extent[0] <= size[0] + 1 and extent[1] <= size[1] + 1
-
-
-def reach(annotations: list[dict]) -> dict[Hashable, tuple[float, float]]:
-    """How far the boxes of each image reach, in x and y, by the image's id."""
-    extents: dict[Hashable, tuple[float, float]] = {}
-    for annotation in annotations:
-        box = annotation.get("bbox")
-        if type(box) is list and len(box) == 4 and are_numbers(box):
-            x, y, width, height = box
-            old = extents.get(annotation["image_id"], (0, 0))
-            extents[annotation["image_id"]] = max(old[0], x + width), max(old[1], y + height)
-    return extents

@@ -89,9 +89,6 @@ def check_keypoints(
     """
     visibilities = np.zeros(3, np.int64)
     named = {id: len(category.get("keypoints", ())) for id, category in categories.items()}
-    # A file of boxes whose categories name keypoints, as COCO's do, needs none.
-    if not any(annotation.get("keypoints") for annotation in annotations):
-        named = dict.fromkeys(named, 0)
     for i, annotation in enumerate(annotations):
         expected = named.get(_category(annotation), 0)
         values = annotation.get("keypoints")

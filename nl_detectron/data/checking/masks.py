@@ -51,7 +51,6 @@ RLE_COUNTS = Kind(
 RLE_EMPTY = Kind("annotation", "mask without pixels (by a mask model)", Effect.LEFT_OUT)
 
 MAX_COORDINATE = 1e5  # pixels; beyond, pycocotools' memory would do, or not
-CHUNK = 20_000  # annotations at a time
 
 
 def check_masks(
@@ -68,24 +67,21 @@ def check_masks(
         pixels; NaN where there is no usable mask.
     """
     boxes, areas = np.full((len(annotations), 4), np.nan), np.full(len(annotations), np.nan)
-    for start in range(0, len(annotations), CHUNK):
-        chunk = range(start, min(start + CHUNK, len(annotations)))
-        with_polygons = []
-        for i in chunk:
-            annotation = annotations[i]
-            if "segmentation" not in annotation:
-                continue
-            segmentation = annotation["segmentation"]
-            if not segmentation:
-                del annotation["segmentation"]
-                findings.add_annotation(EMPTY, annotation)
-            elif isinstance(segmentation, list):
-                with_polygons.append(i)
-            elif isinstance(segmentation, dict):
-                boxes[i], areas[i] = _check_rle(annotation, sizes[i], findings)
-            else:
-                findings.add_annotation(NO_MASK, annotation, segmentation)
-        _check_polygons(annotations, with_polygons, boxes, areas, findings)
+    with_polygons = []
+    for i, annotation in enumerate(annotations):
+        if "segmentation" not in annotation:
+            continue
+        segmentation = annotation["segmentation"]
+        if not segmentation:
+            del annotation["segmentation"]
+            findings.add_annotation(EMPTY, annotation)
+        elif isinstance(segmentation, list):
+            with_polygons.append(i)
+        elif isinstance(segmentation, dict):
+            boxes[i], areas[i] = _check_rle(annotation, sizes[i], findings)
+        else:
+            findings.add_annotation(NO_MASK, annotation, segmentation)
+    _check_polygons(annotations, with_polygons, boxes, areas, findings)
     return boxes, areas
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ...files import write_image
 from .check import Checked
+from .ids import has_id
 from .masks import run_lengths
 from .numbers import are_numbers
 
@@ -34,18 +35,15 @@ def write_contact_sheet(
         file: a PNG or JPEG by its name.
         num_images: at most; where fewer are suspicious, others are taken at even distances.
     """
-    images = {
-        image["id"]: image
-        for image in checked.content["images"]
-        if isinstance(image.get("id"), (int, str))
-    }
+    images = {image["id"]: image for image in checked.content["images"] if has_id(image, "id")}
     chosen = [id for id, _ in checked.suspicion.most_common() if id in images][:num_images]
     others = [id for id in images if id not in checked.suspicion]
     step = max(1, len(others) // max(1, num_images - len(chosen)))
     chosen += others[::step][: num_images - len(chosen)]
+    shown = set(chosen)
     of_image: dict[Hashable, list[dict]] = defaultdict(list)
-    for annotation in checked.content.get("annotations", []):
-        if isinstance(annotation.get("image_id"), (int, str)):
+    for annotation in checked.annotations():
+        if has_id(annotation, "image_id") and annotation["image_id"] in shown:
             of_image[annotation["image_id"]].append(annotation)
     names = {str(c.get("id")): str(c.get("name")) for c in checked.content["categories"]}
     tiles = [

@@ -2,31 +2,37 @@
 
 import random
 from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ..annotations import write_annotations
+from .check import Checked
 
 
-def split(content: dict, fraction: float, *, seed: int = 0) -> tuple[dict, dict]:
+def split(
+    images: list[dict], annotations: Iterable[dict], fraction: float, *, seed: int = 0
+) -> set[str]:
     """Two parts with the same mix of classes, as near as whole images allow.
 
     Classes are dealt out from the rarest to the most frequent (iterative stratification). Images
     of one file stay together.
 
     Args:
-        content: of an annotation file, checked and corrected.
+        images, annotations: of an annotation file, checked and corrected.
         fraction: of the images that are in the first part, between 0 and 1.
         seed: the same one gives the same parts.
+
+    Returns:
+        The names of the image files in the first part.
 
     Raises:
         UsageError: if the fraction leaves a part empty.
     """
-    classes: dict[str, set] = {}
-    file_of = {}
-    for image in content["images"]:
-        file_of[image["id"]] = image["file_name"]
-        classes.setdefault(image["file_name"], set())
-    for annotation in content["annotations"]:
+    file_of = {image["id"]: image["file_name"] for image in images}
+    classes: dict[str, set] = {file: set() for file in file_of.values()}
+    for annotation in annotations:
         classes[file_of[annotation["image_id"]]].add(annotation["category_id"])
     if not 0 < round(fraction * len(classes)) < len(classes):
         raise UsageError(
@@ -34,8 +40,24 @@ def split(content: dict, fraction: float, *, seed: int = 0) -> tuple[dict, dict]
             "use a fraction between 0 and 1 such as 0.9",
             arguments=["split"],
         )
-    first = _stratify(classes, fraction, seed)
-    return _part(content, first, True), _part(content, first, False)
+    return _stratify(classes, fraction, seed)
+
+
+def write_parts(checked: Checked, first: set[str], files: tuple[Path, Path]) -> tuple[int, int]:
+    """Writes the annotation files of the two parts; returns how many images each has.
+
+    Args:
+        first: the names of the image files in the first part.
+    """
+    counts = []
+    for file, is_first in zip(files, (True, False), strict=True):
+        content = checked.corrected()
+        images = [i for i in content["images"] if (i["file_name"] in first) == is_first]
+        ids = {image["id"] for image in images}
+        annotations = (a for a in checked.annotations() if a["image_id"] in ids)
+        write_annotations(content | {"images": images}, annotations, file)
+        counts.append(len(images))
+    return counts[0], counts[1]
 
 
 def _stratify(classes: dict[str, set], fraction: float, seed: int) -> set[str]:
@@ -75,10 +97,3 @@ def _stratify(classes: dict[str, set], fraction: float, seed: int) -> set[str]:
     for file in list(left):
         deal(file, wanted)
     return first
-
-
-def _part(content: dict, first: set[str], is_first: bool) -> dict:
-    images = [i for i in content["images"] if (i["file_name"] in first) == is_first]
-    ids = {image["id"] for image in images}
-    annotations = [a for a in content["annotations"] if a["image_id"] in ids]
-    return content | {"images": images, "annotations": annotations}

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,8 @@ train_and_measure(Run("hidden_legs", "embedded_gaussian_head", 7, opts), Path(sy
 
 
 @pytest.mark.slow
-def test_joints_are_measured(tmp_path, generated_sets):
-    command = [sys.executable, "-c", CODE, str(tmp_path)]
+def test_joints_are_measured(python, tmp_path, generated_sets):
+    command = [str(python), "-c", CODE, str(tmp_path)]
     result = subprocess.run(
         command, env=generated_sets, cwd=PROJECT, capture_output=True, text=True
     )

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -13,9 +12,9 @@ VARIANTS = ("plain", "dot_product")
 
 
 @pytest.mark.slow
-def test_only_the_model_with_a_block_sees_the_key(tmp_path, generated_sets):
+def test_only_the_model_with_a_block_sees_the_key(python, tmp_path, generated_sets):
     """From elsewhere, on the easier task with one seed; run again, it finds all done."""
-    command = [sys.executable, str(RUN), "--output", str(tmp_path / "out")]
+    command = [str(python), str(RUN), "--output", str(tmp_path / "out")]
     command += ["--tasks", "one_key", "--seeds", "7", "--variants", *VARIANTS]
     for number in (1, 2):
         result = subprocess.run(

@@ -1,6 +1,5 @@
 import json
 import subprocess
-import sys
 from collections import OrderedDict
 
 import pytest
@@ -35,12 +34,11 @@ def test_to_safetensors_and_back(tmp_path):
         convert_file(str(back), str(tmp_path / "x.pkl"))
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+def test_the_script(python, tmp_path):
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        command = [str(python), str(TOOL), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
 
-
-def test_the_script(tmp_path):
     source, target = tmp_path / "r18.pth", tmp_path / "ours.safetensors"
     torch.save(torchvision.models.resnet18().state_dict(), source)
     result = run(source, target, "--from", "torchvision")

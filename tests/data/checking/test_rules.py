@@ -1,13 +1,18 @@
 """Each kind of fault is found, and what can be corrected without guessing is."""
 
 import math
+import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from nl_detectron.data.annotations import read_annotations, write_annotations
 from nl_detectron.data.checking import Effect, check_file
+from nl_detectron.data.json_parts import read_parts
+from nl_detectron.data.prepare import write_corrected
 from tests.data.own_data import H, W, make, spoil, write
 
 
@@ -35,6 +40,10 @@ def check(tmp_path, folder):
     return check
 
 
+def annotations_of(checked) -> list[dict]:
+    return list(checked.annotations())
+
+
 def effects(checked) -> dict[str, Effect]:
     return {f"{f.kind.of}: {f.kind.what}": f.kind.effect for f in checked.findings}
 
@@ -50,7 +59,7 @@ def test_nothing_is_found_in_good_files(check, good, good_keypoints):
     for content in (good, good_keypoints):
         checked = check(content, decode=True)
         assert checked.findings == []
-        assert checked.content["annotations"] == content["annotations"]
+        assert annotations_of(checked) == content["annotations"]
     assert checked.visibilities == [0, 0, 40] and checked.objects.keypoints == 8
     assert checked.sizes == {"thing": [8, 0, 0]}
 
@@ -194,14 +203,14 @@ def test_fault_of_keypoints(change, text, effect, good_keypoints, check):
     assert_finds(checked, text, effect, 3)
     assert_settled(checked, check)
     if effect in (CORRECTED, REPAIRED):
-        assert all(len(a["keypoints"]) == 15 for a in checked.content["annotations"])
+        assert all(len(a["keypoints"]) == 15 for a in annotations_of(checked))
 
 
 def assert_settled(checked, check) -> None:
     """Corrections are found once: the corrected copy has nothing to correct."""
-    again = check(checked.corrected())
+    again = check(checked.corrected() | {"annotations": annotations_of(checked)})
     assert not {CORRECTED, REPAIRED} & set(effects(again).values()), effects(again)
-    assert again.content["annotations"] == checked.content["annotations"]
+    assert annotations_of(again) == annotations_of(checked)
 
 
 @pytest.mark.parametrize("key", ["info", "categories"])
@@ -227,7 +236,7 @@ def test_ids_of_mixed_types_become_text(good, check):
             annotation["image_id"] = f"img_{annotation['image_id']}"
     checked = check(content)
     assert [image["id"] for image in checked.content["images"]] == ["img_1", "2", "3", "img_4"]
-    assert len(checked.content["annotations"]) == 8
+    assert len(annotations_of(checked)) == 8
     assert_finds(checked, "image_id of another type", REPAIRED, 4)
 
 
@@ -259,7 +268,7 @@ def test_boxes_and_areas_from_masks(good, check):
     annotations = [square, compressed, plain]
     for annotation in annotations:
         del annotation["bbox"], annotation["area"]
-    fixed = check(good | {"annotations": annotations}).content["annotations"]
+    fixed = annotations_of(check(good | {"annotations": annotations}))
     assert [a["bbox"] for a in fixed] == [[1, 1, 8, 8], [5, 3, 10, 4], [5, 3, 10, 4]]
     assert [a["area"] for a in fixed] == [64, 40, 40]
 
@@ -267,17 +276,17 @@ def test_boxes_and_areas_from_masks(good, check):
 def test_no_area_is_made_up_for_keypoints(good_keypoints, check):
     """pycocotools would score them on it, and on the bbox's they look better than they are."""
     content = spoil(good_keypoints, without("area"), of="annotations")
-    assert all("area" in a for a in check(content).content["annotations"])  # the masks'
+    assert all("area" in a for a in annotations_of(check(content)))  # the masks'
     content = spoil(content, without("segmentation"), of="annotations")
     checked = check(content)
     assert_finds(checked, "keypoints are not evaluated", FINE, 8)
-    assert not any("area" in a for a in checked.content["annotations"])
+    assert not any("area" in a for a in annotations_of(checked))
 
 
 def test_a_figure_of_eight_is_not_flat(good, check):
     eight = [1, 1, 9, 9, 9, 1, 1, 9]
     checked = check(spoil(good, setting(segmentation=[eight, SQUARE]), of="annotations"))
-    assert checked.content["annotations"][0]["segmentation"] == [eight, SQUARE]
+    assert annotations_of(checked)[0]["segmentation"] == [eight, SQUARE]
 
 
 @pytest.mark.parametrize(
@@ -333,3 +342,30 @@ def test_keypoints_of_several_categories(good_keypoints, check):
     assert_finds(check(content), "another number than the category", STOPS, 4)
     content["categories"][1] = {"id": 2, "name": "other"}
     assert_finds(check(content), "that its category does not name", SUSPICIOUS, 4)
+
+
+def test_memory_does_not_grow_with_the_annotations(good, folder, tmp_path, monkeypatch):
+    small_parts = partial(read_parts, block=20_000)
+    monkeypatch.setattr("nl_detectron.data.annotations.read_parts", small_parts)
+
+    def peak(count: int) -> int:
+        """Of reading, checking, and writing the corrected copy, in bytes."""
+        content = {key: value for key, value in good.items() if key != "annotations"}
+        first = good["annotations"][0] | {"iscrowd": "0"}
+        annotations = (first | {"id": i} for i in range(1, count + 1))
+        write_annotations(content, annotations, tmp_path / "a.json")
+        tracemalloc.start()
+        checked = check_file(str(tmp_path / "a.json"), str(folder / "images"))
+        write_corrected(checked, tmp_path / "b.json")
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert checked.num_annotations == count
+        assert_finds(checked, "iscrowd as text", REPAIRED, count)
+        return highest
+
+    peak(100)
+    fewer = peak(1000)
+    assert peak(5000) < fewer + 4000 * 16  # an id of 8 bytes each, in an array that grows
+    copy = read_annotations(str(tmp_path / "b.json"))
+    assert [a["id"] for a in copy["annotations"]] == [*range(1, 5001)]
+    assert {a["iscrowd"] for a in copy["annotations"]} == {0}

@@ -1,0 +1,86 @@
+"""The web page under many requests, at once and one after the other."""
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from nl_detectron.files import write_image
+
+from .growth import grow
+from .memory import train
+from .row import Row
+
+PEOPLE = 20  # at once
+
+
+def rows(*, calls: int) -> Iterator[Row]:
+    """So many requests, after those of some people at once.
+
+    Raises:
+        RuntimeError: if the page does not start.
+    """
+    from gradio_client import Client, handle_file  # type: ignore[import-untyped]  # an extra's
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(Path(folder), 2)
+        image = Path(folder) / "image.png"
+        write_image(image, np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8))
+        weights = Path(folder) / "model_final.pth"
+        with serving(weights) as (process, address):
+            model = f"{weights.parent.name}/{weights.name}"
+
+            def ask(client: "Client") -> int:
+                """The highest place in the queue that was shown to one who asks."""
+                job = client.submit(handle_file(str(image)), model, 0.5, api_name="/detect")
+                place = 0
+                while not job.done():
+                    place = max(place, job.status().rank or 0)
+                    time.sleep(0.02)
+                job.result()
+                return place
+
+            clients = [Client(address, verbose=False) for _ in range(PEOPLE)]
+            with ThreadPoolExecutor(PEOPLE) as pool:
+                places = list(pool.map(ask, clients))
+            yield Row(
+                f"{PEOPLE} people at once are served in turn, and shown their place",
+                PEOPLE,
+                max(places) > 1,
+                f"the highest place shown was {max(places)}",
+            )
+            growth = grow(lambda _: ask(clients[0]), calls, process=process)
+            yield Row("the page's memory is flat", calls, growth.is_flat(), str(growth))
+
+
+@contextlib.contextmanager
+def serving(weights: Path) -> Iterator[tuple[int, str]]:
+    """tools/app.py in a process of its own: its id and its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tool = Path(__file__).parents[2] / "tools" / "app.py"
+    command = [sys.executable, str(tool), "--weights", str(weights), "--port", str(port)]
+    with subprocess.Popen(
+        [*command, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        printed = []
+        try:
+            for line in process.stdout:
+                printed.append(line)
+                if found := re.search(r"running on.*(http://\S+)", line, re.IGNORECASE):
+                    break
+            else:
+                raise RuntimeError("the page does not start: " + "".join(printed)[-2000:])
+            yield process.pid, found[1]
+        finally:
+            process.terminate()

@@ -1,0 +1,18 @@
+"""The short form of what `make soak` tries."""
+
+import pytest
+
+from dev.soak import memory, page
+
+
+@pytest.mark.slow
+def test_memory_is_flat_in_training_and_prediction():
+    rows = list(memory.rows(calls=40))
+    assert len(rows) == 2 and all(row.kept for row in rows), rows
+
+
+@pytest.mark.slow
+def test_the_page_serves_many_in_turn():
+    pytest.importorskip("gradio", reason="Gradio is not installed: pip install nl-detectron[app]")
+    rows = list(page.rows(calls=20))
+    assert len(rows) == 2 and all(row.kept for row in rows), rows
