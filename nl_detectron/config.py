@@ -51,6 +51,12 @@ def add_non_local_config(cfg: CfgNode) -> None:
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
     # Save the weights of each checkpoint as .safetensors, too, beside the .pth that --resume needs
     cfg.SOLVER.CHECKPOINT_SAFETENSORS = False
+    # How many checkpoints of CHECKPOINT_PERIOD are kept, the latest ones, beside the best and the
+    # final one; 0 for all
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
+    # What a training does when a checkpoint cannot be written, after some tries: "stop", with the
+    # last good one whole, or "continue", with an alarm in the log
+    cfg.SOLVER.CHECKPOINT_ON_ERROR = "stop"
     # Factor on the learning rate of the layers of the pairwise function f in each non-local block:
     # theta, phi and w_f. From scratch with AdamW, 0.1 with INIT "similarity" trains all four.
     cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR = 1.0

@@ -1,8 +1,12 @@
 """Writes files so that a kill at any moment leaves either the old file or the new one, whole."""
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,12 +14,20 @@ import cv2
 import numpy as np
 
 from .errors import UsageError
+from .log import logger
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Names of what a process that was killed has left where it wrote
+LEFT_OVER = re.compile(r"\.\d+-[0-9a-f]{8}\.tmp$")
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[str]:
-    """A path to write to; what is there at the end takes the place of ``path`` in one step."""
-    temporary = f"{path}.tmp"
+    """A path to write to; what is there at the end takes the place of ``path`` in one step.
+
+    It is of this call alone, so those who write the same file at the same time do no harm.
+    """
+    temporary = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -31,6 +43,45 @@ def replacing(path: str | Path) -> Iterator[str]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def write_again(
+    write: Callable[[], None], what: str, *, pauses: Sequence[float] = (1.0, 5.0)
+) -> None:
+    """Calls what writes a file, and once more after each pause while it cannot.
+
+    Args:
+        what: the file, for warnings.
+        pauses: in seconds.
+
+    Raises:
+        OSError: if it could not in the end.
+    """
+    for pause in (*pauses, None):
+        try:
+            return write()
+        except (OSError, RuntimeError) as error:
+            reason = _reason(error)
+            if reason is None:
+                raise
+            if pause is None:
+                raise OSError(f"{what} cannot be written: {reason}") from error
+            logger.warning(f"{what} cannot be written ({reason}); once more in {pause:g} s")
+            time.sleep(pause)
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """Why a write has failed, if it is that; PyTorch's writer hides the error within its own."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error says that a disk has no room, or can only be read."""
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 class AtomicPathManager:

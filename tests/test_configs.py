@@ -24,6 +24,8 @@ COCO = [name for name in NAMES if not name.startswith("quick_schedules/")]
 NEW_SOLVER = {
     "SOLVER.OPTIMIZER": "SGD",
     "SOLVER.CHECKPOINT_SAFETENSORS": False,
+    "SOLVER.CHECKPOINT_KEEP": 0,
+    "SOLVER.CHECKPOINT_ON_ERROR": "stop",
     "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 1.0,
     "SOLVER.NON_LOCAL_OTHERS_LR_FACTOR": 1.0,
     "SOLVER.ACCUMULATE": 1,

@@ -29,7 +29,7 @@ IMPORTED = ("torch", "torchvision", "torch.utils.tensorboard", "detectron2.engin
 IMPORTED += ("detectron2.evaluation", "detectron2.modeling", "detectron2.utils.visualizer")
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
-MODULES = ("nl_detectron.", "torch.distributed.run")
+MODULES = ("nl_detectron.", "dev.soak.", "torch.distributed.run")
 arguments = sys.argv[1:]
 is_known = arguments and (
     arguments[0].endswith(".py")

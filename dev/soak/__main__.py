@@ -1,6 +1,6 @@
 """Tries for up to an hour what docs/reliability.md promises, and prints one table.
 
-    python -m dev.soak [--part memory page ...] [--short] [--output docs/soak.md]
+    python -m dev.soak [--part kills memory page ...] [--short] [--output docs/soak.md]
 
 The exit code is 1 if a promise was broken.
 """
@@ -14,11 +14,12 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ..benchmark.table import machine
-from . import memory, page
+from . import kills, memory, page
 from .row import Row
 
 # Each part's rows, in the long form and in the short one
 PARTS: dict[str, tuple[Callable[[], Iterator[Row]], Callable[[], Iterator[Row]]]] = {
+    "kills": (lambda: kills.rows(short=False), lambda: kills.rows(short=True)),
     "memory": (lambda: memory.rows(calls=2000), lambda: memory.rows(calls=40)),
     "page": (lambda: page.rows(calls=500), lambda: page.rows(calls=20)),
 }

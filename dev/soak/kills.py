@@ -11,8 +11,10 @@ import multiprocessing
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from nl_detectron.data import generate
 from nl_detectron.engine.metrics import TIMES
 
 from . import moments as at
+from .row import Row
 
 ROOT = Path(__file__).parents[2]
 YAML = ROOT / "configs/quick_schedules/mask_rcnn_shapes_nl.yaml"
@@ -123,6 +126,18 @@ SHORT = (
     Case([(at.checkpoint_half_written, 3), (at.evaluation_half_done, ITERATIONS)]),
     LAZILY[2],
 )
+
+
+def rows(*, short: bool) -> Iterator[Row]:
+    """A row for each training, from a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", __name__, folder, *["short"] * short]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    for row in json.loads(done.stdout):
+        options = ", ".join(f"{key} {value}" for key, value in row["options"].items())
+        killed = f"killed {row['case']}" + (f"; {options}" if options else "")
+        figures = "equal bit for bit" if row["equal"] else f"differs in {row['differs']}"
+        yield Row(f"{row['tool']}, {killed}", row["killed"], row["equal"], figures)
 
 
 def kill_and_compare(folder: Path, cases: Sequence[Case] = (*LONG, *VARIED, *LAZILY)) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -12,7 +13,7 @@ from detectron2.data.catalog import Metadata
 from torch import nn
 
 from ..config import renamed_keys
-from ..files import AtomicPathManager
+from ..files import AtomicPathManager, write_again
 from ..layers.options import LEARNED_OPTIONS
 from ..log import logger
 from .download import local_copy
@@ -54,6 +55,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         cfg: CfgNode | None = None,
         metadata: Metadata | None = None,
         safetensors: bool = False,
+        on_error: str = "stop",
         **checkpointables: Any,
     ):
         """
@@ -69,8 +71,10 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             metadata: of the dataset trained on: the names of classes and keypoints in it are saved
                 with the weights, see :func:`read_vocabulary`.
             safetensors: save the weights as ``.safetensors``, too.
+            on_error: "stop" or "continue" where a checkpoint cannot be written after some tries.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.pauses: Sequence[float] = (1.0, 5.0)
         self.path_manager: AtomicPathManager = AtomicPathManager(self.path_manager)
         self.trust = trust
         self.allow_missing = allow_missing
@@ -78,6 +82,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         self.cfg = cfg
         self.metadata = metadata
         self.safetensors = safetensors
+        self.on_error = on_error
         self.report: LoadReport | None = None
         self._must_be_complete = complete
         self._query: dict[str, list[str]] = {}
@@ -110,15 +115,36 @@ class NonLocalCheckpointer(DetectionCheckpointer):
 
         Args:
             is_last: training resumes from this one.
+
+        Raises:
+            CheckpointError: if it cannot be written, unless ``on_error`` is "continue".
         """
+        if not self.save_dir or not self.save_to_disk:
+            return
         self._is_last = is_last
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        try:
+            write_again(
+                lambda: self._write(name, **kwargs), f"checkpoint {path}", pauses=self.pauses
+            )
+        except OSError as error:
+            last = self.get_checkpoint_file() if self.has_checkpoint() else "none"
+            if self.on_error == "stop":
+                raise CheckpointError(
+                    f"{error}. The last good one is {last}: make room, then resume",
+                    arguments=["resume"],
+                ) from error
+            logger.error(f"ALARM: {error}. Training goes on; the last good one is {last}")
+
+    def _write(self, name: str, **kwargs: Any) -> None:
+        os.makedirs(self.save_dir, exist_ok=True)  # where somebody has removed it
         about: dict[str, Any] = {"versions": versions()}
         if self.cfg is not None:
             about["config"] = self.cfg.dump()
         if self.metadata is not None:
             about["vocabulary"] = to_text(self.metadata)
         super().save(name, **about, **kwargs)
-        if self.safetensors and self.save_dir and self.save_to_disk:
+        if self.safetensors:
             path = os.path.join(self.save_dir, f"{name}.safetensors")
             about["versions"] = json.dumps(about["versions"])
             write_safetensors(path, self.model.state_dict(), about)

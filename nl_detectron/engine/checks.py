@@ -38,6 +38,7 @@ from .dataset_checks import (
     check_same_categories,
     warn_of_shared_files,
 )
+from .folder import check_free
 from .launch import num_cpu_cores
 from .own_data import dataset_names
 from .solver_checks import check_lazy_solver, check_solver
@@ -98,8 +99,10 @@ def check_cfg(
         keys=("TEST.BEST_METRIC", "TEST.EARLY_STOPPING_PATIENCE", "TEST.EVAL_PERIOD"),
     )
     check_output_dir("OUTPUT_DIR", cfg.OUTPUT_DIR)
-    if not eval_only and not resume:
-        check_unused("OUTPUT_DIR", cfg.OUTPUT_DIR)
+    if not eval_only:
+        check_free("OUTPUT_DIR", cfg.OUTPUT_DIR)
+        if not resume:
+            check_unused("OUTPUT_DIR", cfg.OUTPUT_DIR)
     check_weights("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, resume=resume)
     if not eval_only and not cfg.DATASETS.TRAIN:
         raise UsageError(
@@ -136,8 +139,10 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
         keys=("train.best_metric", "train.early_stopping_patience", "train.eval_period"),
     )
     check_output_dir("train.output_dir", train.output_dir)
-    if not eval_only and not resume:
-        check_unused("train.output_dir", train.output_dir)
+    if not eval_only:
+        check_free("train.output_dir", train.output_dir)
+        if not resume:
+            check_unused("train.output_dir", train.output_dir)
     check_weights("train.init_checkpoint", train.init_checkpoint, train.output_dir, resume=resume)
     trained_on, names = [], []
     for loader in ("test",) if eval_only else ("train", "test"):

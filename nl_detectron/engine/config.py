@@ -33,6 +33,7 @@ OPTIONAL_TRAIN_KEYS = (
     "model_ema",
     "best_metric",
     "early_stopping_patience",
+    "checkpoint_on_error",
 )
 
 

@@ -28,14 +28,17 @@ from ..evaluation import log_tables
 from ..log import logger
 from .averaging import WeightAveraging
 from .best import may_end_early, with_best
+from .buffers import SameBuffers
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
+from .folder import only_training_in
 from .launch import ddp
 from .loop import build_loop, usage_errors_unlogged
 from .metrics import build_writers
 from .monitor import NonLocalMonitor
 from .own_data import check_same_classes, dataset_names, describe
 from .resume import run_seed, with_exact_resume
+from .room import Room
 from .settings import settings_of
 from .signals import StopOnSignal
 from .trainer import log_start
@@ -137,6 +140,7 @@ def train(
         metadata=MetadataCatalog.get(trained_on[0]) if trained_on else None,
         trust=trust_checkpoint,
         allow_missing=allow_missing,
+        on_error=options.get("checkpoint_on_error", "stop"),
         trainer=trainer,
     )
 
@@ -149,7 +153,9 @@ def train(
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             NonLocalMonitor(model),
-            hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer) if is_main else None,
+            hooks.PeriodicCheckpointer(checkpointer, options.checkpointer.period)
+            if is_main
+            else None,
             hooks.EvalHook(options.eval_period, lambda: evaluate(cfg, model)),
             hooks.PeriodicWriter(writers, period=options.log_period) if is_main else None,
         ],
@@ -158,10 +164,20 @@ def train(
         metric=options.get("best_metric", ""),
         patience=options.get("early_stopping_patience", 0),
     )
-    registered.append(StopOnSignal(checkpointer))
+    room = Room(
+        options.output_dir,
+        period=options.checkpointer.period,
+        keep=options.checkpointer.get("max_to_keep") or 0,
+        go_on=checkpointer.on_error == "continue",
+        averages=bool(OmegaConf.select(options, "model_ema.enabled")),
+        keys=("train.checkpointer.max_to_keep", "train.checkpoint_on_error"),
+    )
+    registered += [room, StopOnSignal(checkpointer)]
     if OmegaConf.select(options, "model_ema.enabled"):  # around all that evaluates and saves
         averaging = WeightAveraging(model, decay=options.model_ema.get("decay", 0.999))
         registered = [averaging, *registered, averaging.last()]
+    periods = options.eval_period, options.checkpointer.period
+    registered = [SameBuffers(model, periods), *registered]
     registered = with_exact_resume(
         registered, seed=seed, settings=settings, build_loader=build_loader
     )
@@ -173,7 +189,8 @@ def train(
     log_start(
         checkpointer, options.init_checkpoint, options.device, resume, start, options.max_iter
     )
-    with usage_errors_unlogged(), may_end_early():
+    folder = only_training_in("train.output_dir", options.output_dir)
+    with folder, usage_errors_unlogged(), may_end_early():
         # Learning rates end at max_iter; a checkpoint can be beyond it.
         trainer.train(start, max(start, options.max_iter))
     return trainer

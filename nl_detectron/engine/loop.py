@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UsageError
+from ..files import disk_is_full
 
 
 def build_loop(
@@ -114,14 +115,26 @@ def usage_errors_unlogged() -> Iterator[None]:
     """Keeps Detectron2's loop from logging a :class:`UsageError` with a traceback.
 
     It logs each exception so, and raises it; of a UsageError the caller prints the one line.
+
+    Raises:
+        UsageError: in the place of the error of a full disk.
     """
 
     def is_no_usage_error(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], UsageError))
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, UsageError) or disk_is_full(error))
 
     log = logging.getLogger(TrainerBase.__module__)
     log.addFilter(is_no_usage_error)
     try:
         yield
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise UsageError(
+            f"a file cannot be written: {error}. The last good checkpoint is whole: make room, "
+            "then resume",
+            arguments=["resume"],
+        ) from error
     finally:
         log.removeFilter(is_no_usage_error)

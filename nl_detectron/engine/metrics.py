@@ -1,5 +1,6 @@
 """What a training writes of its figures, in a form that a resumed one goes on from."""
 
+import contextlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from detectron2.utils.events import (
 )
 
 from ..files import replacing
+from ..log import logger
 
 WINDOW = 20  # iterations over which Detectron2's writers take medians
 TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")  # of no training but the one at work
@@ -28,7 +30,7 @@ def build_writers(folder: str, max_iter: int) -> list[EventWriter]:
     """Detectron2's writers, with its ``metrics.json`` written by :class:`MetricsWriter`."""
     os.makedirs(folder, exist_ok=True)
     file = os.path.join(folder, "metrics.json")
-    return [CommonMetricPrinter(max_iter), MetricsWriter(file), TensorboardXWriter(folder)]
+    return [CommonMetricPrinter(max_iter), MetricsWriter(file), _TensorBoardWriter(folder)]
 
 
 def writers_of(trainer: TrainerBase) -> Iterator[EventWriter]:
@@ -50,11 +52,30 @@ class MetricsWriter(JSONWriter):
     What is no finite number is null: NaN is no JSON.
     """
 
+    _last_write: int
+
     def __init__(self, file: str):
         super().__init__(file, WINDOW)
         self._file = file
         self._file_handle: Any = _Strict(self._file_handle)
         self.extra: int | None = None
+
+    def write(self) -> None:
+        with _alarm(self._file):
+            if not os.path.exists(self._file):
+                logger.error(f"ALARM: {self._file} was removed during the training; it begins anew")
+                self._open()
+            super().write()
+
+    def close(self) -> None:
+        with _alarm(self._file):
+            super().close()
+
+    def _open(self) -> None:
+        os.makedirs(os.path.dirname(self._file) or ".", exist_ok=True)
+        last = self._last_write
+        super().__init__(self._file, WINDOW)
+        self._file_handle, self._last_write = _Strict(self._file_handle), last
 
     def write_now(self) -> None:
         """Writes where a training stops that is to go on.
@@ -82,9 +103,8 @@ class MetricsWriter(JSONWriter):
             kept += [r for r in records if r["iteration"] == start and "total_loss" not in r]
         with replacing(self._file) as temporary, open(temporary, "w", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(record, sort_keys=True)}\n" for record in kept)
-        super().__init__(self._file, WINDOW)
-        self._file_handle = _Strict(self._file_handle)
         self._last_write = last
+        self._open()
 
     def evaluated(self, iteration: int) -> dict[str, float]:
         """The figures of an iteration's record if it has those of an evaluation; else none.
@@ -107,6 +127,21 @@ class MetricsWriter(JSONWriter):
                     continue  # cut off
                 if isinstance(record, dict) and isinstance(record.get("iteration"), int):
                     yield record
+
+
+class _TensorBoardWriter(TensorboardXWriter):
+    def write(self) -> None:
+        with _alarm("TensorBoard's file"):
+            super().write()
+
+
+@contextlib.contextmanager
+def _alarm(what: str) -> Iterator[None]:
+    """No training ends for a record that cannot be written; what is held back is written later."""
+    try:
+        yield
+    except OSError as error:
+        logger.error(f"ALARM: {what} cannot be written ({error.strerror}); training goes on")
 
 
 class _Strict:

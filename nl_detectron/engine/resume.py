@@ -20,7 +20,7 @@ from ..data.stream import SampleStream
 from ..log import logger
 from .averaging import WeightAveraging
 from .best import BestHook
-from .metrics import metrics_writer, recent, restore
+from .metrics import TIMES, metrics_writer, recent, restore
 from .settings import compare_settings
 
 
@@ -166,7 +166,11 @@ class MakeUp(HookBase):
             hook.show()
         if figures and comm.is_main_process():
             known = trainer.storage.latest()
-            new = {k: v for k, v in figures.items() if known.get(k, (0, -1))[1] != start - 1}
+            new = {
+                name: value
+                for name, value in figures.items()
+                if name not in TIMES and known.get(name, (0, -1))[1] != start - 1
+            }
             trainer.storage.put_scalars(**new, smoothing_hint=False)
         for hook in trainer._hooks:
             if isinstance(hook, hooks.EvalHook) and not figures:

@@ -8,6 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import UsageError
 from ..log import logger
 
+ON_ERROR = ("stop", "continue")  # where a checkpoint cannot be written
+
 
 def check_solver(cfg: CfgNode, *, processes: int = 1) -> None:
     """Checks learning rate, iterations and batch of a training; warns of what cannot be meant.
@@ -50,6 +52,11 @@ def check_solver(cfg: CfgNode, *, processes: int = 1) -> None:
             "SOLVER.REFERENCE_IMS_PER_BATCH and SOLVER.REFERENCE_WORLD_SIZE both scale the "
             "learning rate; set one of them to 0"
         )
+    if solver.CHECKPOINT_KEEP < 0:
+        raise UsageError(
+            f"SOLVER.CHECKPOINT_KEEP must be 0 (all) or a number, got {solver.CHECKPOINT_KEEP}"
+        )
+    _check_on_error("SOLVER.CHECKPOINT_ON_ERROR", solver.CHECKPOINT_ON_ERROR)
     if cfg.MODEL_EMA.ENABLED:
         _check_decay("MODEL_EMA.DECAY", cfg.MODEL_EMA.DECAY)
 
@@ -67,6 +74,7 @@ def check_lazy_solver(cfg: DictConfig) -> None:
         _check_batch(("dataloader.train.total_batch_size", batch), parts, 1)
     elif parts[1] != 1:
         raise UsageError("train.accumulate needs dataloader.train.total_batch_size, which is not")
+    _check_on_error("train.checkpoint_on_error", cfg.train.get("checkpoint_on_error", "stop"))
     if OmegaConf.select(cfg.train, "model_ema.enabled"):
         _check_decay("train.model_ema.decay", cfg.train.model_ema.get("decay", 0.999))
 
@@ -95,6 +103,11 @@ def _check_steps(steps: tuple[int, ...], max_iter: int) -> None:
             f"SOLVER.STEPS {', '.join(map(str, late))}: the run ends before, at SOLVER.MAX_ITER "
             f"{max_iter}, so the learning rate does not fall there"
         )
+
+
+def _check_on_error(key: str, value: str) -> None:
+    if value not in ON_ERROR:
+        raise UsageError(f"{key} must be one of {', '.join(ON_ERROR)}, got {value!r}")
 
 
 def _check_positive(key: str, value: int) -> None:

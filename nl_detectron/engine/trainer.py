@@ -35,12 +35,15 @@ from ..log import logger
 from ..solver import build_optimizer
 from .averaging import WeightAveraging
 from .best import may_end_early, with_best
+from .buffers import SameBuffers
+from .folder import only_training_in
 from .launch import ddp
 from .loop import build_loop, usage_errors_unlogged
 from .metrics import build_writers
 from .monitor import NonLocalMonitor
 from .own_data import check_same_classes, describe
 from .resume import SameImages, run_seed, with_exact_resume
+from .room import Room
 from .settings import settings_of
 from .signals import StopOnSignal
 
@@ -81,6 +84,7 @@ class Trainer(DefaultTrainer):
             cfg=cfg,
             metadata=MetadataCatalog.get(cfg.DATASETS.TRAIN[0]),
             safetensors=cfg.SOLVER.CHECKPOINT_SAFETENSORS,
+            on_error=cfg.SOLVER.CHECKPOINT_ON_ERROR,
             trainer=weakref.proxy(self),
             trust=trust_checkpoint,
             allow_missing=allow_missing,
@@ -121,15 +125,25 @@ class Trainer(DefaultTrainer):
             metric=test.BEST_METRIC,
             patience=test.EARLY_STOPPING_PATIENCE,
         )
-        ret.append(StopOnSignal(self.checkpointer))
+        room = Room(
+            self.cfg.OUTPUT_DIR,
+            period=self.cfg.SOLVER.CHECKPOINT_PERIOD,
+            keep=self.cfg.SOLVER.CHECKPOINT_KEEP,
+            go_on=self.cfg.SOLVER.CHECKPOINT_ON_ERROR == "continue",
+            averages=self.cfg.MODEL_EMA.ENABLED,
+            keys=("SOLVER.CHECKPOINT_KEEP", "SOLVER.CHECKPOINT_ON_ERROR"),
+        )
+        ret += [room, StopOnSignal(self.checkpointer)]
         if self.cfg.MODEL_EMA.ENABLED:  # around all that evaluates and saves
             averaging = WeightAveraging(self.model, decay=self.cfg.MODEL_EMA.DECAY)
             ret = [averaging, *ret, averaging.last()]
-        return ret
+        periods = test.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD
+        return [SameBuffers(self.model, periods), *ret]
 
     def train(self) -> OrderedDict | None:
         # In the place of DefaultTrainer's own, whose last lines an early end would leave out
-        with usage_errors_unlogged(), may_end_early():
+        folder = only_training_in("OUTPUT_DIR", self.cfg.OUTPUT_DIR)
+        with folder, usage_errors_unlogged(), may_end_early():
             super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
         if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
             return None

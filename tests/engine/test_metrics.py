@@ -1,5 +1,7 @@
 import json
 import math
+import resource
+import shutil
 
 from detectron2.utils.events import EventStorage
 
@@ -95,3 +97,36 @@ def test_medians_go_on_as_they_were():
     assert second.latest() == first.latest()
     put(second, range(30, 40))
     assert second.latest_with_smoothing_hint() == straight.latest_with_smoothing_hint()
+
+
+def test_a_file_that_was_removed_is_noticed(tmp_path, log):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    writer = MetricsWriter(str(folder / FILE))
+    with EventStorage() as storage:
+        for i in range(3):
+            storage.iter = i
+            storage.put_scalar("total_loss", 1.0)
+            if i == 1:
+                shutil.rmtree(folder)
+            writer.write()
+    writer.close()
+    lines = {record.getMessage() for record in log.records}
+    assert lines == {f"ALARM: {folder / FILE} was removed during the training; it begins anew"}
+    assert [r["iteration"] for r in records(folder)] == [1, 2]
+
+
+def test_a_full_disk_holds_records_back(tmp_path, log):
+    writer = MetricsWriter(str(tmp_path / FILE))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with EventStorage() as storage:
+        for i in range(4):
+            storage.iter = i
+            storage.put_scalar("total_loss", 1.0)
+            size = (tmp_path / FILE).stat().st_size + 10 if i == 1 else before[0]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+            writer.write()
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    writer.close()
+    assert "ALARM: " in log.text and "metrics.json cannot be written (File too large)" in log.text
+    assert [r["iteration"] for r in records(tmp_path)] == [0, 1, 2, 3]

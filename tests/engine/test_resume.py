@@ -3,7 +3,6 @@
 import json
 import random
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,9 +23,9 @@ ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py"
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_is_bit_for_bit_the_same(tmp_path):
+def test_killed_and_resumed_it_is_bit_for_bit_the_same(python, tmp_path):
     """In real processes, of YAML and LazyConfigs, with 0 and 2 workers and both aspect ratios."""
-    command = [sys.executable, "-m", "dev.soak.kills", str(tmp_path), "short"]
+    command = [str(python), "-m", "dev.soak.kills", str(tmp_path), "short"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(done.stdout)

@@ -1,0 +1,125 @@
+"""Two processes with half the batch each are one with all of it."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nl_detectron.data import generate
+from tests.places import ROOT
+
+from .conftest import needs_two_cores
+
+SCRIPT = Path(__file__).parent / "detectors.py"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> dict[str, Path]:
+    """By kind, an annotation file of four images with two objects each, in a folder with them."""
+    files = {}
+    for kind in ("shapes", "people"):
+        source = generate(tmp_path_factory.mktemp(kind), kind=kind, num_images=16, seed=5)
+        files[kind] = source.with_name("two_each.json")
+        files[kind].write_text(json.dumps(two_each(json.loads(source.read_text()))))
+    return files
+
+
+@pytest.fixture
+def run(python, sets, tmp_path):
+    def run(kind: str, processes: int, *opts: object, options: tuple = ()) -> Path:
+        """Its output folder."""
+        output = tmp_path / f"{kind}{processes}{''.join(options)}"
+        command = [python, SCRIPT, "--num-gpus", processes, *options, kind, sets[kind]]
+        command += [sets[kind].parent / "images", "OUTPUT_DIR", output, *opts]
+        result = subprocess.run(
+            [str(word) for word in command],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+        assert (output / "log.txt.rank1").exists() == (processes == 2)
+        return output
+
+    return run
+
+
+def two_each(content: dict) -> dict:
+    """Four images with two objects each."""
+    images, annotations = [], []
+    for image in content["images"]:
+        objects = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        if len(objects) >= 2 and len(images) < 4:
+            images.append(image)
+            annotations += objects[:2]
+    assert len(images) == 4
+    return content | {"images": images, "annotations": annotations}
+
+
+@pytest.mark.slow
+@needs_two_cores
+@pytest.mark.parametrize("kind", ["shapes", "people"])
+def test_two_processes_train_a_whole_detector_as_one(run, kind):
+    found = []
+    for processes in (1, 2):
+        output = run(kind, processes)
+        model = torch.load(output / "model_final.pth", weights_only=True)["model"]
+        figures: dict[str, float] = {}
+        for line in (output / "metrics.json").read_text().splitlines():
+            figures |= json.loads(line)
+        found.append((model, figures))
+    (one, figures), (two, others) = found
+    weights = [torch.cat([t.double().flatten() for t in m.values()]) for m in (one, two)]
+    assert (weights[1] - weights[0]).norm() < 1e-5 * weights[0].norm()
+    # What started at zero is all update: it tells half a batch from a whole one.
+    started_at_zero = [name for name in one if name.endswith((".bias", ".nl4.out.weight"))]
+    updates = [
+        torch.cat([m[name].double().flatten() for name in started_at_zero]) for m in (one, two)
+    ]
+    assert updates[0].norm() > 0
+    assert (updates[1] - updates[0]).norm() < 1e-3 * updates[0].norm()
+    losses = [name for name in figures if "loss" in name]
+    assert len(losses) >= 6
+    for name in losses:
+        assert others[name] == pytest.approx(figures[name], rel=1e-5), name
+    for name in figures:
+        if "/AP" in name:
+            assert np.allclose(others[name], figures[name], rtol=1e-5, equal_nan=True), name
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_two_processes_evaluate_as_one(run, weights):
+    """Boxes, masks and keypoints, with weights that find something everywhere."""
+    own = QUICK_WIDTH + ("MODEL.WEIGHTS", weights["people"])
+    results = []
+    for processes in (1, 2):
+        output = run("people", processes, *own, options=("--eval-only",))
+        detections = json.loads((output / "inference/coco_instances_results.json").read_text())
+        results.append(sorted(json.dumps(detection) for detection in detections))
+    assert len(results[0]) == 20
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_an_evaluation_in_training_is_of_the_checkpoint(run):
+    """Of trained norms each process has other statistics until then."""
+    own = (*QUICK_WIDTH, "SOLVER.CHECKPOINT_PERIOD", 2)
+    output = run("shapes", 2, *own)
+    of_training = (output / "inference/coco_instances_results.json").read_text()
+    checkpoint = ("MODEL.WEIGHTS", output / "model_final.pth")
+    alone = run("shapes", 1, *own, *checkpoint, options=("--eval-only",))
+    of_checkpoint = (alone / "inference/coco_instances_results.json").read_text()
+    found = [sorted(map(json.dumps, json.loads(t))) for t in (of_training, of_checkpoint)]
+    assert len(found[0]) > 0 and found[0] == found[1]
+
+
+# What the weights of the fixture have
+QUICK_WIDTH = ("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN")
+QUICK_WIDTH += ("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 16)
+QUICK_WIDTH += ("TEST.DETECTIONS_PER_IMAGE", 5, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
