@@ -25,7 +25,7 @@ from .reading import (
     caffe2_to_detectron2,
     read_checkpoint,
 )
-from .report import LoadReport, classify
+from .report import LoadReport, classify, not_finite
 from .safety.texts import read_yaml
 from .vocabulary import to_text
 from .writing import versions, write_safetensors
@@ -197,6 +197,8 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             weights = caffe2_to_detectron2(checkpoint)
             checkpoint["model"] = match_names(self.model.state_dict(), weights)
         weights = checkpoint["model"]  # whose names super() changes in place
+        if problem := not_finite(weights):
+            self._go_on_or_raise(problem)
         incompatible = super()._load_model(checkpoint)
         self.report = classify(self.model, weights, *incompatible)
         return incompatible
@@ -207,11 +209,11 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         problem = self.report.problem(complete=self._must_be_complete)
         if problem is None:
             return
-        if self.allow_missing:
-            logger.warning(f"Going on as allow_missing says, although {problem}")
-            return
-        raise CheckpointError(
-            f"the weights do not fit the model: {problem}. The log has a table of all; "
-            "allow_missing=True goes on all the same",
-            arguments=["allow_missing"],
-        )
+        self._go_on_or_raise(f"the weights do not fit the model: {problem}. The log has a table of all")
+
+    def _go_on_or_raise(self, problem: str) -> None:
+        if not self.allow_missing:
+            raise CheckpointError(
+                f"{problem}; allow_missing=True goes on all the same", arguments=["allow_missing"]
+            )
+        logger.warning(f"Going on as allow_missing says, although {problem}")

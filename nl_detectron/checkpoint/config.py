@@ -3,10 +3,10 @@
 import os
 
 from detectron2.utils.file_io import PathManager
-from safetensors import safe_open
 
 from .download import local_copy
 from .reading import CheckpointError, read_checkpoint
+from .safety.tables import open_safetensors
 
 
 def read_config(path: str, *, trust: bool = False) -> str | None:
@@ -55,7 +55,7 @@ def _config_inside(path: str, trust: bool) -> object:
     if not path.endswith(".safetensors"):
         return read_checkpoint(path, trust=trust).get("config")
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             return (file.metadata() or {}).get("config")
     except Exception as error:  # whatever a broken file leads to
         raise CheckpointError(f"checkpoint {path} is damaged or cut off ({error})") from error

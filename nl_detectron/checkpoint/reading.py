@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
-from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import UsageError
-from .safety.archives import load_torch
+from ..regular import problem
+from .safety.archives import check_records, load_torch
 from .safety.arrays import load_arrays
 from .safety.pickles import DamagedError, UnpicklingError
+from .safety.tables import open_safetensors
 
 TRUST_HINT = "If you trust where the file comes from, trust=True loads it all the same"
 
@@ -42,8 +43,8 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file is not there, damaged, or holds something that is not data.
     """
-    if not os.path.isfile(path):
-        raise CheckpointError(f"checkpoint {path} does not exist")
+    if wrong := problem(path):
+        raise CheckpointError(f"checkpoint {path} {wrong}")
     try:
         if path.endswith(".safetensors"):
             content = _read_safetensors(path)
@@ -51,6 +52,7 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
             with open(path, "rb") as file:
                 content = pickle.load(file, encoding="latin1") if trust else load_arrays(file)
         elif trust:
+            check_records(path)
             content = torch.load(path, map_location="cpu", weights_only=False)
         else:
             content = load_torch(path)
@@ -136,7 +138,7 @@ def caffe2_to_detectron2(content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
+    with open_safetensors(path) as file:
         metadata = file.metadata() or {}
         names = file.keys()
         content: dict[str, Any] = {"model": {name: file.get_tensor(name) for name in names}}

@@ -1,7 +1,7 @@
 """What a load did to each tensor of a model, and whether a run may go on with it."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from detectron2.layers import CNNBlockBase
@@ -11,8 +11,9 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleHead
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 
+from ..errors import one_line
 from ..layers import NonLocalBlock
 from ..layers.names import within_block
 
@@ -103,6 +104,17 @@ class LoadReport:
                 f"({_first(blocks)})"
             )
         return "; ".join(wrong) or None
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with tensors that hold NaN or infinity, or None where none does."""
+    wrong = [name for name, values in weights.items() if not values.isfinite().all()]
+    if not wrong:
+        return None
+    return (
+        f"{len(wrong)} of {len(weights)} tensors of the weights hold NaN or infinity "
+        f"({_first(wrong)}): what wrote them had broken down, and an earlier checkpoint may be whole"
+    )
 
 
 def classify(
@@ -214,4 +226,4 @@ def _is_counter(name: str) -> bool:
 
 def _first(names: Sequence[str]) -> str:
     more = f", ... {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+    return one_line(", ".join(names[:NAMES_SHOWN])) + more

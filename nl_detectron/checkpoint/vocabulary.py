@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+from ..errors import one_line
 from .reading import CheckpointError, read_checkpoint
 
 
@@ -31,8 +32,8 @@ def from_text(text: object) -> dict[str, Any]:
     """
     kept: Any
     try:
-        kept = json.loads(text) if isinstance(text, str) else {}
-    except ValueError:
+        kept = _printable(json.loads(text)) if isinstance(text, str) else {}
+    except (ValueError, RecursionError):
         kept = {}
     if not isinstance(kept, dict) or not _names(kept.get("thing_classes")):
         return {}
@@ -87,6 +88,17 @@ def metadata_of_model(cfg: CfgNode, vocabulary: Mapping[str, Any]) -> Metadata:
     classes = list(known.get("thing_classes", []))[:num_classes]
     classes += [f"class {i}" for i in range(len(classes), num_classes)]
     return Metadata(**{**known, "thing_classes": classes})
+
+
+def _printable(value: Any) -> Any:
+    """The same without what a name could do to a terminal or a log."""
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in value.items()}
+    return value
 
 
 def _is_list(value: Any, kind: type) -> bool:

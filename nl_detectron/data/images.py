@@ -1,6 +1,7 @@
 """The one reader of images: for training, evaluation, prediction, report and app."""
 
 import contextlib
+import re
 import threading
 import warnings
 from pathlib import Path
@@ -11,9 +12,24 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UsageError
+from ..regular import problem
 
 # A 100-megapixel picture takes 0.3 GB, and its drawing a few times that.
 MAX_PIXELS = 100_000_000
+MAX_BYTES_PER_PIXEL = 16  # in a file, which holds four channels of 32 bits at most
+
+# EPS is a program, which Pillow has Ghostscript run.
+NOT_READ = {"EPS"}
+# Where images that only OpenCV decodes, which makes room first, say their height and width: .hdr,
+# .pfm and .pam
+OPENCV_HEADERS = tuple(
+    re.compile(header, re.DOTALL)
+    for header in (
+        rb"#\?.{0,4096}?\n[-+]Y +(?P<height>\d{1,9}) +[-+]X +(?P<width>\d{1,9})",
+        rb"P[1-6Ff]\s+(#[^\n]*\n\s*)*(?P<width>\d{1,9})\s+(?P<height>\d{1,9})",
+        rb"P7\n.{0,4096}?WIDTH +(?P<width>\d{1,9}).{0,4096}?HEIGHT +(?P<height>\d{1,9})",
+    )
+)
 
 # Filters of warnings are the process's, and images are opened in several threads.
 _filters = threading.Lock()
@@ -49,10 +65,8 @@ def read_image(file: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             within a JPEG's data, which have no checksum, is not always seen.
     """
     path = Path(file)
-    if not path.exists():
-        raise ImageError(f"{path} does not exist")
-    if not path.is_file():
-        raise ImageError(f"{path} is no file")
+    if wrong := problem(path, largest=MAX_BYTES_PER_PIXEL * max_pixels):
+        raise ImageError(f"{path} {wrong}")
     try:
         with _open(path) as image:
             _check_size(path, *image.size, max_pixels)
@@ -91,7 +105,8 @@ def _open(path: Path) -> Image.Image:
     with _filters, warnings.catch_warnings():
         # Pillow only warns of sizes that max_pixels decides about.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        Image.init()  # all formats, of which some are known only then
+        return Image.open(path, formats=[name for name in Image.OPEN if name not in NOT_READ])
 
 
 def _to_bgr(image: Image.Image) -> np.ndarray:
@@ -120,6 +135,9 @@ def _read_with_opencv(path: Path, max_pixels: int) -> np.ndarray:
     data = np.fromfile(path, np.uint8)
     if not data.size:
         raise ImageError(f"{path} is empty")
+    for header in OPENCV_HEADERS:
+        if size := header.match(data[:16384].tobytes()):
+            _check_size(path, int(size["width"]), int(size["height"]), max_pixels)
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error:

@@ -169,7 +169,9 @@ def _check_device(cfg: CfgNode, eval_only: bool, num_gpus: int, num_machines: in
     try:
         device = torch.device(name).type
     except RuntimeError:
-        raise UsageError(f"MODEL.DEVICE {name!r} is no device; use cuda or cpu") from None
+        device = ""
+    if device not in ("cuda", "cpu"):
+        raise UsageError(f"MODEL.DEVICE {name!r} is no device; use cuda or cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             f"MODEL.DEVICE is {name!r} but PyTorch sees no CUDA device here; use MODEL.DEVICE cpu"

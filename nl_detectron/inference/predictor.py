@@ -334,9 +334,9 @@ def resolve_device(device: str | None) -> str:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise UsageError(
-            f"device {device!r} is no device; use cuda or cpu", arguments=["device"]
-        ) from None
+        kind = ""
+    if kind not in ("cuda", "cpu"):
+        raise UsageError(f"device {device!r} is no device; use cuda or cpu", arguments=["device"])
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             f"device {device}: PyTorch sees no CUDA device here; use cpu", arguments=["device"]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data.images import ImageError
 from ..engine.checks import check_output_dir
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..files import write_image
 from ..visualization import draw_attention, draw_attention_sheet, draw_instances
 from .ahead import ahead
@@ -193,7 +193,7 @@ def _predict_video(
     partial = file.with_name(f".{file.name}.partial.mp4")
     predicted = predictor.side_by_side(lambda item: predictor(item[1]), reader.numbered())
     progress = tqdm(
-        predicted, total=reader.num_frames, unit="frame", desc=item.path.name, leave=False
+        predicted, total=reader.num_frames, unit="frame", desc=one_line(item.path.name), leave=False
     )
     writer, tracker = None, None
     try:

@@ -538,3 +538,31 @@ def test_backbone_alone(tmp_path):
     checkpointer = NonLocalCheckpointer(backbone)
     checkpointer.load(path + "?matching_heuristics=True")
     assert len(checkpointer.report.new_part) == 16  # of the FPN
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth", ".safetensors"])
+def test_weights_that_are_no_numbers_are_named(tmp_path, log, suffix):
+    weights = {f"{i}.weight": torch.ones(2, 3, 1, 1) for i in range(4)}
+    weights |= {f"{i}.bias": torch.zeros(2) for i in range(4)}
+    weights["1.weight"][0, 1] = torch.nan
+    weights["2.bias"][1] = torch.inf
+    weights["3.bias"][0] = -torch.inf
+    # .pkl without a zoo's "__author__" would be of Caffe2
+    path = write(tmp_path / f"model{suffix}", weights)
+    model = nn.Sequential(*(nn.Conv2d(3, 2, 1) for _ in range(4)))
+    before = model[0].weight.clone()
+    words = "3 of 8 tensors of the weights hold NaN or infinity"
+    with pytest.raises(CheckpointError, match=words) as error:
+        NonLocalCheckpointer(model).load(path)
+    assert "1.weight, 2.bias, ... 1 more" in str(error.value)
+    assert torch.equal(model[0].weight, before)  # nothing was loaded
+    NonLocalCheckpointer(model, allow_missing=True).load(path)
+    assert f"Going on as allow_missing says, although {words}" in log.text
+    assert torch.isnan(model[1].weight).sum() == 1
+
+
+def test_names_of_tensors_cannot_steer_a_terminal(tmp_path, log):
+    weights = {"weight": torch.ones(2, 3, 1, 1), "bias": torch.ones(2), "\x1b[2J\nx": torch.ones(1)}
+    torch.save({"model": weights}, tmp_path / "model.pth")
+    NonLocalCheckpointer(nn.Conv2d(3, 2, 1)).load(str(tmp_path / "model.pth"))
+    assert "\x1b" not in log.text and "\\x1b[2J\\nx" in log.text

@@ -75,3 +75,18 @@ def test_what_does_not_fit_the_names_is_left_out(key, value, lacks):
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", None, 7, '{"thing_classes": {}}'])
 def test_what_is_no_text_of_ours_is_nothing(text):
     assert from_text(text) == {}
+
+
+def test_names_cannot_steer_a_terminal_or_break_a_line():
+    names = {"thing_classes": ["a\x1b]0;title\x07", "b\nERROR"], "keypoint_names": ["\x9b2J"]}
+    kept = from_text(json.dumps(names))
+    assert kept["thing_classes"] == ["a\\x1b]0;title\\x07", "b\\nERROR"]
+    assert kept["keypoint_names"] == ["\\x9b2J"]
+
+
+def test_lists_nested_for_ever_are_nothing():
+    assert from_text("[" * 1_000_000) == {}
+    assert from_text('{"thing_classes": ["a"], "x": ' + "[" * 900 + "]" * 900 + "}") in (
+        {},
+        {"thing_classes": ["a"]},
+    )

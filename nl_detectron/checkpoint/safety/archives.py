@@ -18,6 +18,8 @@ from .tensors import Storages, load_tensors
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
+MAX_DIRECTORY = 8_000_000  # bytes, of an archive; a record's line takes about a hundred
+
 
 def load_torch(path: str) -> Any:
     """What a local file of ``torch.save`` holds, in the zip format or the one before torch 1.6.
@@ -41,8 +43,32 @@ def load_torch(path: str) -> Any:
         raise DamagedError(f"it is damaged or cut off ({error!r:.200})") from error
 
 
+def check_records(path: str) -> None:
+    """Compares the records of a file of torch.save with their CRC-32, which torch does not.
+
+    Raises:
+        DamagedError: if one is not as it was written. Of a file that is no archive nothing is said.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (name := archive.testzip()) is not None:
+                raise DamagedError(f"it is damaged: record {show(name)} has another CRC-32")
+
+
+class _Archive(io.FileIO):
+    """A file whose directory of records, which is read at once, may only be so large."""
+
+    limit: int | None = MAX_DIRECTORY
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.limit is not None and size is not None and size > self.limit:
+            raise UnpicklingError("it is an archive of more records than a model has")
+        return super().read(-1 if size is None else size) or b""
+
+
 def _load_archive(path: str) -> Any:
-    with zipfile.ZipFile(path) as archive:
+    with _Archive(path) as file, zipfile.ZipFile(file) as archive:
+        file.limit = None
         sizes = _sizes(archive, os.path.getsize(path))
         pickles = [name for name in sizes if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in sizes):

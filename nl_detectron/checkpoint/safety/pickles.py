@@ -44,6 +44,8 @@ class DamagedError(UnpicklingError):
 
 MAX_KEY = 2**31  # of numbers that are keys
 MAX_DEPTH = 1000  # of containers that are begun in one another
+# Pieces that are read; some forty make a tensor. An instruction of one byte makes an object of 64.
+MAX_READS = 3_000_000
 
 
 class Name(NamedTuple):
@@ -312,8 +314,12 @@ class _Bounded:
     def __init__(self, file: BinaryIO, size: int):
         self._file = file
         self._size = size
+        self._reads = 0
 
     def read(self, count: int) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise UnpicklingError("it has more instructions than a model's file needs")
         if count < 0 or count > self._size - self._file.tell():
             raise EOFError("it declares more bytes than it has")
         return self._file.read(count)

@@ -1,6 +1,7 @@
 """Files of torch.save that say what they must not, written here with any pickle."""
 
 import io
+import json
 import pickle
 import random
 import struct
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from nl_detectron.checkpoint import CheckpointError, read_checkpoint, read_config
 from nl_detectron.checkpoint.safety.archives import load_torch
 from nl_detectron.checkpoint.safety.pickles import DamagedError, UnpicklingError
 
@@ -350,3 +352,52 @@ def test_a_pickle_made_to_take_for_ever_is_refused_at_once(path, name):
     words, make = SLOW[name]
     write(path, make())
     assert_refused(path, words)
+
+
+TABLES: dict[str, Callable[[], bytes]] = {
+    "instructions": lambda: b"\x80\x02(" + b"}" * 3_100_000 + b"t.",
+    "instructions with arguments": lambda: b"\x80\x02(" + b"M\x00\x01" * 3_100_000 + b"t.",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_more_than_a_model_needs_is_not_walked_through(path, name):
+    write(path, TABLES[name]())
+    assert_refused(path, "more instructions")
+
+
+def test_an_archive_of_many_records_is_not_listed(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(130_000):
+            archive.writestr(f"archive/data/{number}", b"")
+    assert_refused(path, "more records than a model has")
+
+
+def tensors(count: int) -> bytes:
+    """A .safetensors file of so many tensors, all empty."""
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    table = json.dumps({f"t{i}": empty for i in range(count)}).encode()
+    return struct.pack("<Q", len(table)) + table
+
+
+@pytest.mark.parametrize("count", [60_000, 200_000])
+def test_a_table_of_many_empty_tensors_is_refused_at_once(tmp_path, count):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(tensors(count))
+    for read in (read_checkpoint, read_config):
+        start = time.monotonic()
+        with pytest.raises(CheckpointError, match="tensors"):
+            read(str(path))
+        assert time.monotonic() - start < 5
+    path.write_bytes(tensors(1000))
+    assert len(read_checkpoint(str(path))["model"]) == 1000
+
+
+def test_a_trusted_archive_is_compared_with_its_crc(tmp_path):
+    path = tmp_path / "file.pth"
+    torch.save({"w": torch.arange(300.0)}, path)
+    data = path.read_bytes()
+    place = data.index(struct.pack("<2f", 7, 8))
+    path.write_bytes(data[:place] + b"\x01" + data[place + 1 :])
+    with pytest.raises(CheckpointError, match="data/0' has another CRC-32"):
+        read_checkpoint(str(path), trust=True)
