@@ -12,6 +12,7 @@ from detectron2 import model_zoo
 from detectron2.modeling import build_model
 
 from nl_detectron import Predictor
+from nl_detectron import model_zoo as our_zoo
 from nl_detectron.checkpoint import NonLocalCheckpointer
 from nl_detectron.errors import UsageError
 from nl_detectron.export import Export, ExportedModel, export_model
@@ -136,6 +137,32 @@ def test_architectures(name, format, tmp_path, monkeypatch):
         assert replace(found, masks=None).passes and found.counts[0] > 0
 
 
+COCO = {
+    "mask": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml",
+    "keypoint": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_nl_head_1x.yaml",
+    "c4": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_nl_1x.yaml",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COCO)
+def test_coco_configs_at_full_width(name, tmp_path):
+    """The same of our own configs; in norms other than FrozenBN, whose statistics are weights."""
+    needs("onnx")
+    cfg = our_zoo.get_config(COCO[name])
+    cfg.defrost()
+    cfg.MODEL.DEVICE, cfg.MODEL.RESNETS.NORM = "cpu", "BN"
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg.TEST.DETECTIONS_PER_IMAGE = 10
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 50
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 160, 240
+    result = export_model(saved(cfg, tmp_path), tmp_path, format="onnx")
+    for found in result.differences[:-1]:
+        assert found.masks is None or found.masks > 0.95
+        assert replace(found, masks=None).passes and found.counts[0] > 0
+
+
 def saved(cfg, folder, *, trained: bool = True):
     """A checkpoint of random weights with its config beside it."""
     model = settle(build_model(cfg))
@@ -199,6 +226,26 @@ def test_files_that_are_none_of_ours(exported, tmp_path):
     onnx.save(model, str(tmp_path / "other.onnx"))
     with pytest.raises(UsageError, match="was not written by this version of tools/export_model"):
         Predictor(tmp_path / "other.onnx")
+
+
+def test_files_cut_in_half_are_one_line(weights, picture, tmp_path, tool):
+    path = export_model(weights["shapes"], tmp_path, format="torchscript").path
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    arguments = ("--weights", path, "--input", picture, "--output", tmp_path / "out")
+    code, _, err = tool("predict", *arguments)
+    assert code == 2 and err.count("\n") == 1
+    assert f"--weights {path} cannot be read by PyTorch: it is damaged, or cut off" in err
+
+
+@pytest.mark.parametrize("cut", ["model.xml", "model.bin"])
+def test_openvino_files_cut_in_half(cut, weights, tmp_path):
+    needs("openvino")
+    path = export_model(weights["shapes"], tmp_path, format="openvino").path
+    data = (tmp_path / cut).read_bytes()
+    (tmp_path / cut).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UsageError, match="damaged, or cut off"):
+        Predictor(path)
 
 
 @pytest.mark.parametrize(
