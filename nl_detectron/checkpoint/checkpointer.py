@@ -209,7 +209,9 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         problem = self.report.problem(complete=self._must_be_complete)
         if problem is None:
             return
-        self._go_on_or_raise(f"the weights do not fit the model: {problem}. The log has a table of all")
+        self._go_on_or_raise(
+            f"the weights do not fit the model: {problem}. The log has a table of all"
+        )
 
     def _go_on_or_raise(self, problem: str) -> None:
         if not self.allow_missing:
