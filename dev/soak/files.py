@@ -36,16 +36,10 @@ KINDS = (".pkl", ".pth", ".safetensors", "YAML config", "image")
 SECONDS = 30  # that a file may take
 MEMORY = 4 << 30  # bytes
 # Python's audit events of what no file may lead to
-FORBIDDEN = (
-    "socket.",
-    "subprocess.",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.fork",
-    "ctypes.",
+FORBIDDEN: tuple[str, ...] = (
+    *("socket.", "urllib.Request", "subprocess.", "os.system", "os.exec", "os.posix_spawn"),
+    *("os.fork", "os.kill", "os.remove", "os.rename", "shutil.", "ctypes.", "pickle.find_class"),
 )
-FORBIDDEN += ("pickle.find_class", "urllib.Request", "shutil.", "os.remove", "os.rename", "os.kill")
 
 
 @dataclass

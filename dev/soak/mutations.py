@@ -53,12 +53,9 @@ SUFFIXES |= {"jp2", "dds", "icns", "im", "avif"}
 
 
 def _weights() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "weight": torch.randn(2, 3, 1, 1, generator=generator),
-        "bias": torch.zeros(2),
-        "half": torch.ones(4).half(),
-    }
+    """Of one storage: before torch 1.6 several would be in the order of their addresses."""
+    values = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    return {"weight": values[:6].reshape(2, 3, 1, 1), "bias": values[6:]}
 
 
 def _config() -> str:
@@ -76,7 +73,7 @@ class Mutations:
         zoo = {"model": arrays, "__author__": "a zoo", "matching_heuristics": True}
         self.pickles = [pickle.dumps(zoo, protocol) for protocol in range(6)]
         self.archives = [self._torch(weights, about, zipped) for zipped in (True, False)]
-        self.safetensors = save_safetensors(weights, {k: str(v) for k, v in about.items()})
+        self.safetensors = self._safetensors(weights, {k: str(v) for k, v in about.items()})
         self.images = list(self._images())
         self.kinds: dict[str, Callable[[random.Random], tuple[str, bytes]]] = {
             ".pkl": self._changed_pickle,
@@ -102,6 +99,13 @@ class Mutations:
             file.getvalue(),
             flags=re.DOTALL,
         )
+
+    @staticmethod
+    def _safetensors(weights: dict, about: dict[str, str]) -> bytes:
+        data = save_safetensors({name: value.clone() for name, value in weights.items()}, about)
+        end = 8 + int.from_bytes(data[:8], "little")
+        table = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()  # not in any order
+        return struct.pack("<Q", len(table)) + table + data[end:]
 
     @staticmethod
     def _images() -> list[tuple[str, bytes]]:
