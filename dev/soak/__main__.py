@@ -1,6 +1,6 @@
 """Tries for up to an hour what docs/reliability.md promises, and prints one table.
 
-    python -m dev.soak [--part kills memory page ...] [--short] [--output docs/soak.md]
+    python -m dev.soak [--part kills files memory page ...] [--short] [--output docs/soak.md]
 
 The exit code is 1 if a promise was broken.
 """
@@ -14,12 +14,14 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ..benchmark.table import machine
-from . import kills, memory, page
+from . import files, kills, memory, page
 from .row import Row
 
 # Each part's rows, in the long form and in the short one
 PARTS: dict[str, tuple[Callable[[], Iterator[Row]], Callable[[], Iterator[Row]]]] = {
+    "files": (lambda: files.rows(mutations=10_000), lambda: files.rows(mutations=100)),
     "kills": (lambda: kills.rows(short=False), lambda: kills.rows(short=True)),
+    "files": (lambda: files.rows(mutations=10_000), lambda: files.rows(mutations=100)),
     "memory": (lambda: memory.rows(calls=2000), lambda: memory.rows(calls=40)),
     "page": (lambda: page.rows(calls=500), lambda: page.rows(calls=20)),
 }

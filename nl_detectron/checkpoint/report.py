@@ -113,7 +113,7 @@ def not_finite(weights: Mapping[str, Tensor]) -> str | None:
         return None
     return (
         f"{len(wrong)} of {len(weights)} tensors of the weights hold NaN or infinity "
-        f"({_first(wrong)}): what wrote them had broken down; an earlier checkpoint may be whole"
+        f"({_first(wrong)}): what wrote them had broken down; take an earlier checkpoint"
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dev.soak import memory, page
+from dev.soak import files, memory, page
 
 
 @pytest.mark.slow
@@ -16,3 +16,9 @@ def test_the_page_serves_many_in_turn():
     pytest.importorskip("gradio", reason="Gradio is not installed: pip install nl-detectron[app]")
     rows = list(page.rows(calls=20))
     assert len(rows) == 2 and all(row.kept for row in rows), rows
+
+
+def test_changed_files_are_read_or_refused():
+    rows = list(files.rows(mutations=100))
+    assert [row.tried for row in rows] == [100] * len(files.KINDS)
+    assert all(row.kept for row in rows), rows
