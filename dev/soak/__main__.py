@@ -19,7 +19,6 @@ from .row import Row
 
 # Each part's rows, in the long form and in the short one
 PARTS: dict[str, tuple[Callable[[], Iterator[Row]], Callable[[], Iterator[Row]]]] = {
-    "files": (lambda: files.rows(mutations=10_000), lambda: files.rows(mutations=100)),
     "kills": (lambda: kills.rows(short=False), lambda: kills.rows(short=True)),
     "files": (lambda: files.rows(mutations=10_000), lambda: files.rows(mutations=100)),
     "memory": (lambda: memory.rows(calls=2000), lambda: memory.rows(calls=40)),
