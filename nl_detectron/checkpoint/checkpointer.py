@@ -13,7 +13,9 @@ from detectron2.data.catalog import Metadata
 from torch import nn
 
 from ..config import renamed_keys
+from ..errors import few
 from ..files import AtomicPathManager, write_again
+from ..finite import not_finite
 from ..layers.options import LEARNED_OPTIONS
 from ..log import logger
 from .download import local_copy
@@ -137,6 +139,11 @@ class NonLocalCheckpointer(DetectionCheckpointer):
 
     def _write(self, name: str, **kwargs: Any) -> None:
         os.makedirs(self.save_dir, exist_ok=True)  # where somebody has removed it
+        if broken := not_finite(self.model.state_dict()):
+            raise CheckpointError(
+                f"checkpoint {name} is not written: {len(broken)} of its tensors have numbers that "
+                f"are not finite: {few(broken, 3)}"
+            )
         about: dict[str, Any] = {"versions": versions()}
         if self.cfg is not None:
             about["config"] = self.cfg.dump()
@@ -147,6 +154,15 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             path = os.path.join(self.save_dir, f"{name}.safetensors")
             about["versions"] = json.dumps(about["versions"])
             write_safetensors(path, self.model.state_dict(), about)
+
+    def save_in(self, folder: str, name: str, **kwargs: Any) -> None:
+        """As :meth:`save`, in another folder."""
+        own: str = self.save_dir
+        self.save_dir: str = folder
+        try:
+            self.save(name, **kwargs)
+        finally:
+            self.save_dir = own
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         if self._is_last:
@@ -192,6 +208,10 @@ class NonLocalCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         checkpoint["model"] = as_tensors(checkpoint["model"])
+        if broken := not_finite(checkpoint["model"]):
+            raise CheckpointError(
+                f"{len(broken)} of its weights have numbers that are not finite: {few(broken, 3)}"
+            )
         if checkpoint.pop("matching_heuristics", False):
             weights = caffe2_to_detectron2(checkpoint)
             checkpoint["model"] = match_names(self.model.state_dict(), weights)

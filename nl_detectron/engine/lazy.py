@@ -30,6 +30,7 @@ from .averaging import WeightAveraging
 from .best import may_end_early, with_best
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
+from .finite import FiniteSteps
 from .folder import only_training_in
 from .launch import ddp
 from .loop import build_loop, usage_errors_unlogged
@@ -176,7 +177,10 @@ def train(
         averaging = WeightAveraging(model, decay=options.model_ema.get("decay", 0.999))
         registered = [averaging, *registered, averaging.last()]
     registered = with_exact_resume(
-        registered, seed=seed, settings=settings, build_loader=build_loader
+        [FiniteSteps(checkpointer, options.output_dir), *registered],
+        seed=seed,
+        settings=settings,
+        build_loader=build_loader,
     )
     trainer.register_hooks(registered)
 

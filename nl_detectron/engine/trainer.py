@@ -35,6 +35,7 @@ from ..log import logger
 from ..solver import build_optimizer
 from .averaging import WeightAveraging
 from .best import may_end_early, with_best
+from .finite import FiniteSteps
 from .folder import only_training_in
 from .launch import ddp
 from .loop import build_loop, usage_errors_unlogged
@@ -136,7 +137,7 @@ class Trainer(DefaultTrainer):
         if self.cfg.MODEL_EMA.ENABLED:  # around all that evaluates and saves
             averaging = WeightAveraging(self.model, decay=self.cfg.MODEL_EMA.DECAY)
             ret = [averaging, *ret, averaging.last()]
-        return ret
+        return [FiniteSteps(self.checkpointer, self.cfg.OUTPUT_DIR), *ret]
 
     def train(self) -> OrderedDict | None:
         # In the place of DefaultTrainer's own, whose last lines an early end would leave out
