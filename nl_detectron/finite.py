@@ -11,9 +11,13 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     checked = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
     if not checked:
         return True
-    # Greatest magnitudes are not finite where a number is not, and cannot overflow.
-    greatest = torch._foreach_norm(checked, float("inf"))
-    return bool(torch.stack([value.float() for value in greatest]).isfinite().all())
+    # Lengths are quick to compute, but overflow; greatest magnitudes cannot, and decide then.
+    return any(_finite_norms(checked, order) for order in (2, float("inf")))
+
+
+def _finite_norms(tensors: list[Tensor], order: float) -> bool:
+    norms = torch._foreach_norm(tensors, order)
+    return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
