@@ -107,14 +107,17 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"DATALOADER.NUM_WORKERS": 2},
     {"SOLVER.ACCUMULATE": 2, "MODEL_EMA.ENABLED": True, "DATALOADER.NUM_WORKERS": 1},
     {"DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD": 1.0},
-    {"DATALOADER.SAMPLER_TRAIN": "RandomSubsetTrainingSampler"},
     {"DATALOADER.ASPECT_RATIO_GROUPING": False, "SOLVER.OPTIMIZER": "SGD"},
-    {"TEST.EARLY_STOPPING_PATIENCE": 1, "TEST.EVAL_PERIOD": 1},
 )
 TWICE = [(at.in_the_forward_pass, 3), (at.evaluation_half_done, 5)]
 VARIED = (
     *(Case(TWICE, options=options) for options in VARIANTS),
     Case([(at.evaluation_done, 5)], options={"SEED": -1}),
+    # which ends early after iteration 1, in the evaluation that follows
+    Case(
+        [(at.evaluation_half_done, 1), (at.evaluation_done, 2)],
+        options={"TEST.EARLY_STOPPING_PATIENCE": 1, "TEST.EVAL_PERIOD": 1},
+    ),
 )
 LAZILY = tuple(
     Case(kills, "lazyconfig_train_net", {"dataloader.train.num_workers": workers})

@@ -13,7 +13,9 @@ from detectron2.data.catalog import Metadata
 from torch import nn
 
 from ..config import renamed_keys
+from ..errors import few
 from ..files import AtomicPathManager, write_again
+from ..finite import not_finite
 from ..layers.options import LEARNED_OPTIONS
 from ..log import logger
 from .download import local_copy
@@ -25,7 +27,7 @@ from .reading import (
     caffe2_to_detectron2,
     read_checkpoint,
 )
-from .report import LoadReport, classify, not_finite
+from .report import LoadReport, broken_numbers, classify
 from .safety.texts import read_yaml
 from .vocabulary import to_text
 from .writing import versions, write_safetensors
@@ -138,6 +140,11 @@ class NonLocalCheckpointer(DetectionCheckpointer):
 
     def _write(self, name: str, **kwargs: Any) -> None:
         os.makedirs(self.save_dir, exist_ok=True)  # where somebody has removed it
+        if broken := not_finite(self.model.state_dict()):
+            raise CheckpointError(
+                f"checkpoint {name} is not written: {len(broken)} of its tensors have numbers that "
+                f"are not finite: {few(broken, 3)}"
+            )
         about: dict[str, Any] = {"versions": versions()}
         if self.cfg is not None:
             about["config"] = self.cfg.dump()
@@ -148,6 +155,15 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             path = os.path.join(self.save_dir, f"{name}.safetensors")
             about["versions"] = json.dumps(about["versions"])
             write_safetensors(path, self.model.state_dict(), about)
+
+    def save_in(self, folder: str, name: str, **kwargs: Any) -> None:
+        """As :meth:`save`, in another folder."""
+        own: str = self.save_dir
+        self.save_dir: str = folder
+        try:
+            self.save(name, **kwargs)
+        finally:
+            self.save_dir = own
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         if self._is_last:
@@ -197,7 +213,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             weights = caffe2_to_detectron2(checkpoint)
             checkpoint["model"] = match_names(self.model.state_dict(), weights)
         weights = checkpoint["model"]  # whose names super() changes in place
-        if problem := not_finite(weights):
+        if problem := broken_numbers(weights):
             self._go_on_or_raise(problem)
         incompatible = super()._load_model(checkpoint)
         self.report = classify(self.model, weights, *incompatible)

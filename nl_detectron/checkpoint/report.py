@@ -14,6 +14,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..errors import one_line
+from ..finite import not_finite
 from ..layers import NonLocalBlock
 from ..layers.names import within_block
 
@@ -106,9 +107,9 @@ class LoadReport:
         return "; ".join(wrong) or None
 
 
-def not_finite(weights: Mapping[str, Tensor]) -> str | None:
+def broken_numbers(weights: Mapping[str, Tensor]) -> str | None:
     """What is wrong with tensors that hold NaN or infinity, or None where none does."""
-    wrong = [name for name, values in weights.items() if not values.isfinite().all()]
+    wrong = not_finite(weights)
     if not wrong:
         return None
     return (

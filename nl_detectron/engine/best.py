@@ -123,10 +123,11 @@ class BestHook(hooks.BestCheckpointer):
             file = os.path.join(self._model_checkpointer.save_dir, "model_best.pth")
             logger.info(f"Best: {self._best()}, in {file}")
 
-    def make_up(self, *, is_over: bool) -> None:
+    def make_up(self, *, is_written: bool, is_over: bool) -> None:
         """Before a resumed training: counts the evaluation of its last iteration if none has.
 
         Args:
+            is_written: its figures are in ``metrics.json``.
             is_over: the evaluation at the end of a training has been done here, too; one that goes
                 on all the same is not to be ended at once.
         """
@@ -134,7 +135,10 @@ class BestHook(hooks.BestCheckpointer):
         counted, since = comm.all_gather((self._evaluated, self._since))[0]
         if counted < start:
             self.after_step()
-        elif self._patience and since >= self._patience:
+            return
+        if counted == start and not is_written:  # killed in between
+            self._write_figures()
+        if self._patience and since >= self._patience:
             self.ends = not is_over
 
     def state_dict(self) -> dict[str, Any]:

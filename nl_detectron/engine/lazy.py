@@ -31,6 +31,7 @@ from .best import may_end_early, with_best
 from .buffers import SameBuffers
 from .checks import check_model
 from .config import load_cfg, load_lazy_cfg
+from .finite import FiniteSteps
 from .folder import only_training_in
 from .launch import ddp
 from .loop import build_loop, usage_errors_unlogged
@@ -179,7 +180,10 @@ def train(
     periods = options.eval_period, options.checkpointer.period
     registered = [SameBuffers(model, periods), *registered]
     registered = with_exact_resume(
-        registered, seed=seed, settings=settings, build_loader=build_loader
+        [FiniteSteps(checkpointer, options.output_dir), *registered],
+        seed=seed,
+        settings=settings,
+        build_loader=build_loader,
     )
     trainer.register_hooks(registered)
 

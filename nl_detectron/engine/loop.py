@@ -122,7 +122,8 @@ def usage_errors_unlogged() -> Iterator[None]:
 
     def is_no_usage_error(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not (isinstance(error, UsageError) or disk_is_full(error))
+        # Of numbers that are not finite, a hook makes a UsageError afterwards.
+        return not (isinstance(error, UsageError | FloatingPointError) or disk_is_full(error))
 
     log = logging.getLogger(TrainerBase.__module__)
     log.addFilter(is_no_usage_error)

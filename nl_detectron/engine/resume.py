@@ -176,7 +176,7 @@ class MakeUp(HookBase):
             if isinstance(hook, hooks.EvalHook) and not figures:
                 hook.after_step()
             elif isinstance(hook, BestHook):
-                hook.make_up(is_over=is_over)
+                hook.make_up(is_written=bool(figures), is_over=is_over)
             elif isinstance(hook, hooks.PeriodicWriter):
                 hook.after_step()
         for hook in averaging:

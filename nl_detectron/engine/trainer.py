@@ -36,6 +36,7 @@ from ..solver import build_optimizer
 from .averaging import WeightAveraging
 from .best import may_end_early, with_best
 from .buffers import SameBuffers
+from .finite import FiniteSteps
 from .folder import only_training_in
 from .launch import ddp
 from .loop import build_loop, usage_errors_unlogged
@@ -138,7 +139,8 @@ class Trainer(DefaultTrainer):
             averaging = WeightAveraging(self.model, decay=self.cfg.MODEL_EMA.DECAY)
             ret = [averaging, *ret, averaging.last()]
         periods = test.EVAL_PERIOD, self.cfg.SOLVER.CHECKPOINT_PERIOD
-        return [SameBuffers(self.model, periods), *ret]
+        first = FiniteSteps(self.checkpointer, self.cfg.OUTPUT_DIR)
+        return [first, SameBuffers(self.model, periods), *ret]
 
     def train(self) -> OrderedDict | None:
         # In the place of DefaultTrainer's own, whose last lines an early end would leave out

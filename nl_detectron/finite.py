@@ -1,0 +1,27 @@
+"""Whether numbers are finite, of many tensors at once."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor has NaN or infinity, with one wait for a GPU that they are on."""
+    checked = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+    if not checked:
+        return True
+    # Lengths are quick to compute, but overflow; greatest magnitudes cannot, and decide then.
+    return any(_finite_norms(checked, order) for order in (2, float("inf")))
+
+
+def _finite_norms(tensors: list[Tensor], order: float) -> bool:
+    norms = torch._foreach_norm(tensors, order)
+    return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those that have NaN or infinity."""
+    if all_finite(tensors.values()):
+        return []
+    return [name for name, tensor in tensors.items() if not all_finite([tensor])]
