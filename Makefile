@@ -12,7 +12,8 @@ setup: $(STAMP)
 # The snapshot is only for environments in which no Detectron2 is installed.
 $(STAMP): $(wildcard requirements/*.txt) setup.py pyproject.toml dev/install_snapshot.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements/base.txt -r requirements/app.txt -r requirements/docs.txt
+	$(PIP) -r requirements/base.txt -r requirements/app.txt -r requirements/docs.txt \
+		-r requirements/export.txt
 	$(PIP) --no-deps -r requirements/peers.txt
 	$(BIN)/python dev/install_snapshot.py
 	$(PIP) --no-deps --no-build-isolation --editable .

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from nl_detectron.errors import usage_errors
-from nl_detectron.export import FORMATS, export_model, table
+from nl_detectron.export import FORMATS, MOST_IMAGES, export_model
 from nl_detectron.inference import find_inputs, read_image
 
 
@@ -38,6 +38,11 @@ def parse_args() -> argparse.Namespace:
         "--images", nargs="+", metavar="PATH", help="to check with (default: generated ones)"
     )
     parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="quantize by NNCF after these images, for format openvino: faster, not the same",
+    )
+    parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
         help="run what the files of weights and config tell to: only for files of your own",
@@ -59,10 +64,11 @@ def main() -> int:
         config=args.config_file,
         opts=args.opts,
         confidence_threshold=args.confidence_threshold,
-        images=[read_image(item.path) for item in inputs],
+        images=[read_image(item.path) for item in inputs[:MOST_IMAGES]],
+        int8=args.int8,
         trust=args.trust_checkpoint,
     )
-    print(table(result.differences))
+    print(result.table())
     if not result.passes:
         print(f"error: {result.path} differs from the model, and was removed", file=sys.stderr)
         return 1

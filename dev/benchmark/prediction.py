@@ -26,12 +26,15 @@ from nl_detectron.engine import Trainer
 from nl_detectron.evaluation import build_evaluator
 from nl_detectron.files import write_image
 from nl_detectron.inference import Predictor
+from nl_detectron.layers import non_local_blocks
 
+from .backends import backends_table
 from .measure import alternate
 from .table import Table, dtypes, text_of
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"
 STOCK = "DefaultPredictor"
+WEIGHTS = "model.pth"
 GOALS = {"float32": 1.5, "bfloat16": 2.0}  # times the speed of Detectron2's loop
 GOAL_BOX, GOAL_SCORE = 0.01, 1e-4  # differences, in pixels and from 0 to 1
 GOAL_AP = 0.1
@@ -50,6 +53,15 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
         sides = make_sides(Path(folder), size, device, dtypes(device))
         yield throughput_table(sides, images, size=size, seconds=2 if quick else 120, device=device)
         yield equality_table(sides, images)
+        if device == "cpu":
+            yield backends_table(
+                sides[0].predict,
+                Path(folder) / WEIGHTS,
+                images,
+                size=size,
+                seconds=2 if quick else 120,
+                threshold=THRESHOLD,
+            )
     yield precision_table(
         iterations=2 if quick else 300,
         num_images=(16, 8) if quick else (2000, 200),
@@ -82,7 +94,7 @@ def make_sides(
     """Detectron2's loop and ours, with the same weights.
 
     Args:
-        folder: for the weights.
+        folder: for the weights, with their config beside them.
         size: of the shorter side to which images are resized, in pixels.
         dtypes: that ours computes in.
         opts: KEY, value and so on, in the place of the config's.
@@ -93,8 +105,9 @@ def make_sides(
     cfg.INPUT.MIN_SIZE_TEST = size
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = THRESHOLD
     cfg.merge_from_list(list(opts))
-    weights = folder / "model.pth"
+    weights = folder / WEIGHTS
     torch.save({"model": random_model(cfg).state_dict()}, weights)
+    (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
     cfg.MODEL.WEIGHTS = str(weights)
     stock = DefaultPredictor(cfg)
 
@@ -118,10 +131,12 @@ def _predict_all(predictor: Predictor, files: Sequence[Path]) -> list[Instances]
 def random_model(cfg: CfgNode) -> nn.Module:
     """A model that detects as much as a trained one: norms with statistics, and so some contrast.
 
-    With Detectron2's own start no score is above any threshold.
+    With Detectron2's own start no score is above any threshold. Its blocks have left their start.
     """
     torch.manual_seed(0)
     model = build_model(cfg)
+    for block in non_local_blocks(model).values():
+        block.reset_parameters(zero_init=False)
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.uniform_(0.5, 1)

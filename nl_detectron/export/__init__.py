@@ -3,6 +3,15 @@
 from .export import FORMATS, Export, export_model
 from .model import ExportedModel
 from .parity import table
+from .quantize import MOST_IMAGES
 from .runtimes import is_exported
 
-__all__ = ["FORMATS", "Export", "ExportedModel", "export_model", "is_exported", "table"]
+__all__ = [
+    "FORMATS",
+    "MOST_IMAGES",
+    "Export",
+    "ExportedModel",
+    "export_model",
+    "is_exported",
+    "table",
+]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,11 @@ from ..engine.checks import check_output_dir, check_threshold
 from ..engine.config import cfg_of_weights
 from ..errors import UsageError
 from ..layers import non_local_blocks
+from .agreement import Agreement, agree, agreement_table, agreements
 from .metadata import describe
 from .model import ExportedModel
-from .parity import Difference, check_images, compare, generated_images
+from .parity import Difference, check_images, compare, generated_images, table
+from .quantize import MOST_IMAGES, check_quantizable
 from .record import Recorder
 
 FORMATS = ("onnx", "openvino", "torchscript")
@@ -35,15 +37,20 @@ class Export:
 
     Attributes:
         path: the file; gone if it failed.
-        differences: on each of the images.
+        differences: on each of the images, of a file in single precision.
+        agreements: on each of the images, of a file in int8, which cannot give the same.
     """
 
     path: Path
-    differences: list[Difference]
+    differences: list[Difference] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
 
     @property
     def passes(self) -> bool:
-        return all(difference.passes for difference in self.differences)
+        return all(difference.passes for difference in self.differences) and agree(self.agreements)
+
+    def table(self) -> str:
+        return agreement_table(self.agreements) if self.agreements else table(self.differences)
 
 
 def export_model(
@@ -55,6 +62,7 @@ def export_model(
     opts: Sequence[str] = (),
     confidence_threshold: float | None = None,
     images: Sequence[np.ndarray] = (),
+    int8: bool = False,
     trust: bool = False,
 ) -> Export:
     """Writes a trained detector as one file for images of any size, and checks it.
@@ -70,6 +78,8 @@ def export_model(
         confidence_threshold: detections with lower scores are not in the file's outputs; by
             default the config's ``SCORE_THRESH_TEST``.
         images: to check with, uint8 (H, W, 3) in BGR order; by default generated ones.
+        int8: quantize it after these images; see :mod:`.quantize`. It is then compared by how many
+            of the model's detections it has; see :mod:`.agreement`.
 
     Raises:
         UsageError: naming the argument that cannot work.
@@ -84,16 +94,22 @@ def export_model(
         raise UsageError(
             f"format must be one of {', '.join(FORMATS)}, got {format!r}", arguments=["format"]
         )
+    if int8:
+        check_quantizable(format, images)
     folder = Path(output)
     cfg, model, known = _load(str(weights), config, opts, confidence_threshold, trust)
     check_output_dir("output", str(folder))
     images = list(images) or generated_images(people=cfg.MODEL.KEYPOINT_ON)
     recorder = Recorder(model, _model_input(cfg, images[0]))
-    path = recorder.write(format, folder, describe(cfg, recorder.outputs, known))
-    file = ExportedModel(path)
-    result = Export(
-        path, compare(_predictor(cfg, model), _predictor(cfg, file), check_images(images))
-    )
+    calibration = [_model_input(cfg, image).numpy() for image in images[:MOST_IMAGES] if int8]
+    precision = "int8" if int8 else "float32"
+    metadata = describe(cfg, recorder.outputs, known, precision=precision)
+    path = recorder.write(format, folder, metadata, calibration)
+    model_and_file = (_predictor(cfg, model), _predictor(cfg, ExportedModel(path)))
+    if int8:
+        result = Export(path, agreements=agreements(*model_and_file, images))
+    else:
+        result = Export(path, compare(*model_and_file, check_images(images)))
     if not result.passes:
         path.unlink()
         path.with_suffix(".bin").unlink(missing_ok=True)  # OpenVINO's weights

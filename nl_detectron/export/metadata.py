@@ -15,19 +15,23 @@ KEY = "nl_detectron"  # under which the file holds it, as JSON
 FORMAT_VERSION = 1
 
 
-def describe(cfg: CfgNode, outputs: Sequence[str], known: Metadata) -> dict[str, Any]:
+def describe(
+    cfg: CfgNode, outputs: Sequence[str], known: Metadata, *, precision: str = "float32"
+) -> dict[str, Any]:
     """The metadata of a model that is exported, of values that JSON has.
 
     Args:
         cfg: the model's config, as it is exported.
         outputs: the names of the graph's outputs.
         known: what its classes and keypoints are called.
+        precision: of most of its products.
     """
     retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     node = cfg.MODEL.RETINANET if retinanet else cfg.MODEL.ROI_HEADS
     return {
         "format_version": FORMAT_VERSION,
         "architecture": cfg.MODEL.META_ARCHITECTURE,
+        "precision": precision,
         "input": {
             "name": "image",
             "layout": "channels, height, width",

@@ -3,10 +3,11 @@
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.export import TracingAdapter
 from detectron2.modeling import GeneralizedRCNN
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from .metadata import KEY, to_text
 from .model import HEAT_MAPS
+from .quantize import quantize
 
 OPSET = 17
 # What a graph gives of each detection, in this order, as far as the model has it
@@ -59,8 +61,21 @@ class Recorder:
         self._example = example
         self._adapter = TracingAdapter(model, [{"image": example}], self._infer).eval()
 
-    def write(self, format: str, folder: Path, metadata: dict[str, Any]) -> Path:
+    def write(
+        self,
+        format: str,
+        folder: Path,
+        metadata: dict[str, Any],
+        calibration: Sequence[np.ndarray] = (),
+    ) -> Path:
         """Writes ``model.onnx``, ``model.xml`` with ``model.bin``, or ``model.torchscript``.
+
+        Args:
+            format: one of :data:`FILES`.
+            folder: where to.
+            metadata: see :func:`.metadata.describe`.
+            calibration: of OpenVINO, images as the model takes them, uint8 (3, H, W), with which
+                to quantize it; without any it stays in float.
 
         Raises:
             UsageError: if what writes the format is not installed.
@@ -74,7 +89,7 @@ class Recorder:
         elif format == "onnx":
             self._write_onnx(path, text)
         else:
-            self._write_openvino(path, text)
+            self._write_openvino(path, text, calibration)
         return path
 
     def _infer(self, model: nn.Module, inputs: list[dict[str, Tensor]]) -> tuple[Tensor, ...]:
@@ -102,12 +117,14 @@ class Recorder:
         onnx.helper.set_model_props(model, {KEY: text})
         onnx.save(model, str(path))
 
-    def _write_openvino(self, path: Path, text: str) -> None:
+    def _write_openvino(self, path: Path, text: str, calibration: Sequence[np.ndarray]) -> None:
         openvino = _imported("openvino", "openvino")
         onnx_file = path.with_suffix(".onnx.tmp")
         try:
             self._write_onnx(onnx_file, text)
             model = openvino.convert_model(onnx_file)
+            if calibration:
+                model = quantize(model, calibration)
             model.set_rt_info(text, [KEY])
             openvino.save_model(model, path, compress_to_fp16=False)
         finally:

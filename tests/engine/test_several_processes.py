@@ -5,7 +5,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -62,11 +61,11 @@ def two_each(content: dict) -> dict:
 
 @pytest.mark.slow
 @needs_two_cores
-@pytest.mark.parametrize("kind", ["shapes", "people"])
-def test_two_processes_train_a_whole_detector_as_one(run, kind):
+def test_two_processes_train_a_whole_detector_as_one(run):
+    """With masks and keypoints, and blocks in the backbone and in the keypoint head."""
     found = []
     for processes in (1, 2):
-        output = run(kind, processes)
+        output = run("people", processes)
         model = torch.load(output / "model_final.pth", weights_only=True)["model"]
         figures: dict[str, float] = {}
         for line in (output / "metrics.json").read_text().splitlines():
@@ -88,7 +87,7 @@ def test_two_processes_train_a_whole_detector_as_one(run, kind):
         assert others[name] == pytest.approx(figures[name], rel=1e-5), name
     for name in figures:
         if "/AP" in name:
-            assert np.allclose(others[name], figures[name], rtol=1e-5, equal_nan=True), name
+            assert others[name] == pytest.approx(figures[name], rel=1e-5), name  # or both null
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_the_training_script_on_two_processes(run, tmp_path, generated_sets):
     output = tmp_path / "output"
     opts = ("SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "OUTPUT_DIR", output)
     arguments = ("--config-file", CONFIG_FILES["shapes"], "--num-gpus", 2, "--dist-url", "auto")
-    datasets = ("DATASETS.TRAIN", "('shapes_val',)")
+    datasets = ("DATASETS.TRAIN", "('shapes_tiny',)", "DATASETS.TEST", "('shapes_tiny',)")
     run(TOOLS / "train_net.py", *arguments, *datasets, *opts, env=generated_sets)
     assert "bbox/AP" in last_metrics(output)
     assert (output / "log.txt.rank1").exists()
@@ -250,7 +250,8 @@ def test_weights_that_do_not_fit_end_the_script_in_one_line(
 ):
     torch.save({"model": {"w": torch.ones(1)}}, tmp_path / "other.pth")
     opts = ("MODEL.WEIGHTS", tmp_path / "other.pth", "OUTPUT_DIR", tmp_path / "output")
-    opts += ("DATASETS.TRAIN", "('shapes_val',)", "SOLVER.IMS_PER_BATCH", 2)
+    opts += ("DATASETS.TRAIN", "('shapes_tiny',)", "DATASETS.TEST", "('shapes_tiny',)")
+    opts += ("SOLVER.IMS_PER_BATCH", 2)
     arguments = ("--config-file", CONFIG_FILES["shapes"], "--num-gpus", processes)
     command = (TOOLS / "train_net.py", *arguments, "--dist-url", "auto", *opts)
     result = subprocess.run(

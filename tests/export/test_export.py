@@ -201,6 +201,26 @@ def test_files_that_are_none_of_ours(exported, tmp_path):
         Predictor(tmp_path / "other.onnx")
 
 
+def test_files_cut_in_half_are_one_line(weights, picture, tmp_path, tool):
+    path = export_model(weights["shapes"], tmp_path, format="torchscript").path
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    arguments = ("--weights", path, "--input", picture, "--output", tmp_path / "out")
+    code, _, err = tool("predict", *arguments)
+    assert code == 2 and err.count("\n") == 1
+    assert f"--weights {path} cannot be read by PyTorch: it is damaged, or cut off" in err
+
+
+@pytest.mark.parametrize("cut", ["model.xml", "model.bin"])
+def test_openvino_files_cut_in_half(cut, weights, tmp_path):
+    needs("openvino")
+    path = export_model(weights["shapes"], tmp_path, format="openvino").path
+    data = (tmp_path / cut).read_bytes()
+    (tmp_path / cut).write_bytes(data[: len(data) // 2])
+    with pytest.raises(UsageError, match="damaged, or cut off"):
+        Predictor(path)
+
+
 @pytest.mark.parametrize(
     ("name", "package"), [("model.onnx", "onnxruntime"), ("model.xml", "openvino")]
 )

@@ -1,0 +1,120 @@
+"""One checkpoint by each backend and precision that there is for it, on the CPU."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from detectron2.data.detection_utils import read_image
+
+from nl_detectron.errors import UsageError
+from nl_detectron.export import export_model
+from nl_detectron.inference import Predictor
+
+from .measure import alternate
+from .table import NOT_MEASURED, Table, dtypes, text_of
+
+TITLE = "Backends and precisions"
+FILES = (
+    ("torchscript", "float32"),
+    ("onnx", "float32"),
+    ("openvino", "float32"),
+    ("openvino", "int8"),
+)
+NAMES = {"torchscript": "TorchScript", "onnx": "onnxruntime", "openvino": "OpenVINO"}
+
+
+def backends_table(
+    loop: Callable[[Sequence[Path]], object],
+    weights: Path,
+    images: Sequence[Path],
+    *,
+    size: int,
+    seconds: float,
+    threshold: float,
+) -> Table:
+    """Seconds for each image, one at a time and in a stream, reading included.
+
+    Args:
+        loop: Detectron2's, beside which the others run.
+        weights: a checkpoint with its config beside it.
+        images: files to predict on.
+        size: to which they are resized, to say so.
+        seconds: how long each of both measurements may take.
+        threshold: of the scores.
+    """
+    predictors: dict[tuple[str, str], Predictor | None] = {}
+    for dtype in dtypes("cpu"):
+        predictors["PyTorch", dtype] = Predictor(
+            weights, device="cpu", dtype=dtype, confidence_threshold=threshold
+        )
+    for format, precision in FILES:
+        predictors[NAMES[format], precision] = _exported(
+            weights, images, format, precision, threshold
+        )
+    there = {name: predictor for name, predictor in predictors.items() if predictor is not None}
+    stock = partial(loop, images)
+    one_by_one, stream = (
+        alternate(
+            {"stock": stock, **{str(n): partial(call, p, images) for n, p in there.items()}},
+            seconds=seconds,
+        )
+        for call in (_one_by_one, _in_a_stream)
+    )
+    rows = [("DefaultPredictor", "float32", *_cells("stock", one_by_one, stream, len(images)))]
+    for name, predictor in predictors.items():
+        cells = (
+            (NOT_MEASURED, "", "", "")
+            if predictor is None
+            else _cells(str(name), one_by_one, stream, len(images))
+        )
+        rows.append((*name, *cells))
+    header = (
+        "backend",
+        "precision",
+        "one by one, s",
+        "times as fast",
+        "stream, s",
+        "times as fast",
+    )
+    return Table(TITLE, text_of(TITLE, images=len(images), size=size), header, rows)
+
+
+def _exported(
+    weights: Path, images: Sequence[Path], format: str, precision: str, threshold: float
+) -> Predictor | None:
+    """The predictor of a file in this format; None if it cannot be made here."""
+    int8 = precision == "int8"
+    try:
+        export = export_model(
+            weights,
+            weights.parent / f"{format}_{precision}",
+            format=format,
+            confidence_threshold=threshold,
+            images=[
+                read_image(str(file), format="BGR") for file in (images if int8 else images[:1])
+            ],
+            int8=int8,
+        )
+        return Predictor(export.path, confidence_threshold=threshold) if export.passes else None
+    except UsageError:  # its packages are not installed
+        return None
+
+
+def _one_by_one(predictor: Predictor, images: Sequence[Path]) -> None:
+    for image in images:
+        predictor(image)
+
+
+def _in_a_stream(predictor: Predictor, images: Sequence[Path]) -> None:
+    for _ in predictor.stream(images):
+        pass
+
+
+def _cells(
+    name: str, one_by_one: dict[str, float], stream: dict[str, float], images: int
+) -> tuple[str, ...]:
+    return tuple(
+        cell
+        for times in (one_by_one, stream)
+        for cell in (f"{times[name] / images:.3f}", f"{times['stock'] / times[name]:.2f}")
+    )

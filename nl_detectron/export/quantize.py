@@ -1,0 +1,74 @@
+"""Post-training quantization: products of 8-bit integers where a detector bears them.
+
+In float stay the non-local blocks, whose sums over all positions cancel, and the layers whose
+outputs are scores, boxes, masks and keypoints.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from ..inference.optimize import OUTPUT_LAYERS
+
+MOST_IMAGES = 300  # for the ranges of activations, which more of them do not change
+# Within the names that OpenVINO gives to the operations of the graph
+FLOAT = (r".*nl\d+.*", *(rf".*/{layer}.*" for layer in OUTPUT_LAYERS))
+
+
+def check_quantizable(format: str, images: Sequence[np.ndarray]) -> None:
+    """
+    Raises:
+        UsageError: if this format cannot be quantized, or something is missing for it.
+    """
+    if format != "openvino":
+        raise UsageError(
+            f"int8 is for format openvino, which runs it fastest on CPUs; got format {format}",
+            arguments=["int8", "format"],
+        )
+    if not images:
+        raise UsageError(
+            "int8 needs images of your own, some tens to 300, to see the range of each layer; "
+            "give them as images",
+            arguments=["int8", "images"],
+        )
+    _nncf()
+
+
+def quantize(model: Any, inputs: Sequence[np.ndarray]) -> Any:
+    """An OpenVINO model with 8-bit products.
+
+    Args:
+        model: an ``openvino.Model`` of an image of any size.
+        inputs: images as it takes them, uint8 (3, H, W), to calibrate with.
+
+    Returns:
+        An ``openvino.Model``.
+    """
+    nncf = _nncf()
+    nncf.set_log_level(40)  # its notes are of the graph, which no user can change
+    no_smoothing = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(inputs)),
+        subset_size=len(inputs),
+        ignored_scope=nncf.IgnoredScope(patterns=list(FLOAT), validate=False),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            # Weights of 7 bits: without VNNI two products of 8 exceed the 16 that they are added in
+            overflow_fix=nncf.OverflowFix.ENABLE,
+            smooth_quant_alphas=no_smoothing,
+        ),
+    )
+
+
+def _nncf() -> Any:
+    try:
+        import nncf
+    except ImportError:
+        raise UsageError(
+            "int8 needs nncf, which is not installed; install it with: "
+            "pip install nl_detectron[int8]",
+            arguments=["int8"],
+        ) from None
+    return nncf
