@@ -3,6 +3,8 @@
 Only this module needs Gradio, the optional extra ``app``.
 """
 
+import html
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .inference import Predictor
 from .log import logger
 from .visualization import draw_attention, draw_instances
@@ -48,7 +50,7 @@ def build_app(load: Callable[[str], Predictor], models: Sequence[str]) -> gr.Blo
         instances = instances[instances.scores >= threshold]
         drawn = draw_instances(image, instances, predictor.metadata, scale=_scale(image))
         names = [predictor.class_names[index] for index in instances.pred_classes]
-        counts = [f"{names.count(name)} {name}" for name in dict.fromkeys(names)]
+        counts = [f"{names.count(name)} {as_markdown(name)}" for name in dict.fromkeys(names)]
         return _rgb(drawn), f"Found: {', '.join(counts) or 'nothing'}. {HINT}", None
 
     def look(file: str, model: str, event: gr.SelectData) -> list[tuple[np.ndarray, str]]:
@@ -128,6 +130,11 @@ def serve(app: gr.Blocks, *, host: str = "127.0.0.1", port: int = 7860, **option
         ) from error
 
 
+def as_markdown(name: str) -> str:
+    """A name that shows as it is: one from a file could load a picture from elsewhere."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", one_line(name))
+
+
 def model_names(weights: Sequence[Path]) -> dict[str, Path]:
     """Checkpoints by name: folder and file."""
     return {f"{file.absolute().parent.name}/{file.name}": file for file in weights}
@@ -149,7 +156,9 @@ class _shown_errors:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, UsageError):
-            raise gr.Error(str(error), print_exception=False) from error
+            # Gradio shows messages as HTML.
+            message = html.escape(str(error), quote=False)
+            raise gr.Error(message, print_exception=False) from error
 
 
 def _scale(image: np.ndarray) -> float:

@@ -114,6 +114,26 @@ def test_what_is_no_image_is_named(page, tmp_path):
     page.wait_for_selector("text=/text.jpg is no image that Pillow or OpenCV can read/")
 
 
+def test_names_of_strangers_show_as_they_are():
+    """All punctuation may be escaped in Markdown, where it then stands for itself."""
+    from nl_detectron.app import as_markdown
+
+    assert as_markdown("traffic light") == "traffic light"
+    assert as_markdown("![x](http://a.b/c.png)") == r"\!\[x\]\(http\:\/\/a\.b\/c\.png\)"
+    assert as_markdown("<img src=x>\n# a") == r"\<img src\=x\>\\n\# a"
+
+
+def test_errors_are_no_html():
+    import gradio as gr
+
+    from nl_detectron.app import _shown_errors
+    from nl_detectron.errors import UsageError
+
+    with pytest.raises(gr.Error) as error, _shown_errors():
+        raise UsageError("<img src=x>.jpg isn't there")
+    assert error.value.message == "&lt;img src=x&gt;.jpg isn't there"
+
+
 def ask(server: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
     request = urllib.request.Request(f"{server.rstrip('/')}{path}", data=body, headers=headers)
     try:

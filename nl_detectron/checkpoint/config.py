@@ -4,9 +4,12 @@ import os
 
 from detectron2.utils.file_io import PathManager
 
+from ..regular import problem
 from .download import local_copy
 from .reading import CheckpointError, read_checkpoint
 from .safety.tables import open_safetensors
+
+MAX_CONFIG = 1_000_000  # bytes; one of ours has 20,000
 
 
 def read_config(path: str, *, trust: bool = False) -> str | None:
@@ -32,6 +35,8 @@ def read_config(path: str, *, trust: bool = False) -> str | None:
     folder = os.path.dirname(local)
     for file in (os.path.splitext(local)[0] + ".yaml", os.path.join(folder, "config.yaml")):
         if os.path.isfile(file):
+            if wrong := problem(file, largest=MAX_CONFIG):
+                raise CheckpointError(f"the config beside {local}, {file}, {wrong}")
             with open(file, encoding="utf-8") as opened:
                 return opened.read()
     return None

@@ -37,3 +37,11 @@ def test_no_config_of_what_is_not_there_or_broken(tmp_path):
 def test_config_of_the_zoo():
     zoo = "detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl"
     assert "MASK_ON: true" in read_config(zoo)
+
+
+def test_a_file_of_any_size_beside_a_checkpoint_is_not_read(tmp_path):
+    torch.save({"model": {}}, tmp_path / "model.pth")
+    with open(tmp_path / "config.yaml", "w") as file:
+        file.truncate(8 << 30)
+    with pytest.raises(CheckpointError, match="config.yaml, is too large"):
+        read_config(str(tmp_path / "model.pth"))

@@ -80,6 +80,8 @@ def test_a_config_that_can_work(dataset):
         (("MODEL.NON_LOCAL.NORM", "XN"), "MODEL.NON_LOCAL: norm='XN'.*GN"),
         (("MODEL.WEIGHTS.X", "3"), "command line: .*WEIGHTS"),
         (("MODEL.DEVICE", "gpu"), "MODEL.DEVICE 'gpu'"),
+        (("MODEL.DEVICE", "meta"), "MODEL.DEVICE 'meta' is no device; use cuda or cpu"),
+        (("MODEL.DEVICE", "mps"), "MODEL.DEVICE 'mps' is no device; use cuda or cpu"),
         (("SOLVER.AMP.ENABLED", "True"), "AMP.ENABLED True needs a CUDA device"),
         (("MODEL.NON_LOCAL.INNER_RATIO", "0.0"), "above 0, got 0.0"),
         (("MODEL.NON_LOCAL.AFTER", "['res4.6']"), "'res4.6'.*res4.0 to res4.5"),

@@ -91,6 +91,8 @@ def test_threshold_and_classes(weights, picture):
         ({"classes": ["rnig"]}, "'rnig' is no class of this model; did you mean ring"),
         ({"classes": ["zebra"]}, "'zebra' is no class .*disc, ring, square, triangle"),
         ({"device": "gpu"}, "device 'gpu' is no device"),
+        ({"device": "meta"}, "device 'meta' is no device; use cuda or cpu"),
+        ({"device": "mps"}, "device 'mps' is no device; use cuda or cpu"),
         ({"dtype": "float64"}, "dtype must be one of float32, bfloat16, got 'float64'"),
         ({"weights": "nowhere.pth"}, "weights nowhere.pth does not exist"),
         ({"weights": "configs/x.yaml"}, "weights configs/x.yaml is a config; weights come first"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import one_line
 from .findings import Effect, Findings, Kind
 
 NO_INFO = Kind("file", "no info", Effect.CORRECTED)
@@ -21,6 +22,9 @@ CATEGORY_NAME_TWICE = Kind(
     "category", "name of another category, too: two classes of one name", Effect.SUSPICIOUS
 )
 CATEGORY_NO_NAME = Kind("category", "name missing or no text: the id is taken", Effect.REPAIRED)
+CATEGORY_NAME_UNPRINTABLE = Kind(
+    "category", "name with what cannot be printed: it is written out", Effect.CORRECTED
+)
 CATEGORY_GAPS = Kind("category", "ids that are not 1, 2, 3 and so on", Effect.FINE)
 CATEGORY_KEYPOINTS = Kind("category", "keypoints that are no list of names", Effect.CORRECTED)
 CATEGORY_SKELETON = Kind("category", "skeleton with points that are not there", Effect.SUSPICIOUS)
@@ -123,6 +127,9 @@ def _check_name(category: dict, findings: Findings) -> None:
         is_number = isinstance(name, int) and not isinstance(name, bool)
         category["name"] = str(name if is_number else category["id"])
         findings.add(CATEGORY_NO_NAME, category["id"], category["name"])
+    elif not name.isprintable():  # it could steer the terminal that a table is shown in
+        category["name"] = one_line(name)
+        findings.add(CATEGORY_NAME_UNPRINTABLE, category["id"], category["name"])
 
 
 def _check_keypoint_names(category: dict, findings: Findings) -> None:

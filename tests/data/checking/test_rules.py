@@ -85,6 +85,7 @@ FAULTS = [
     ("categories", setting(id=1), "id of two categories", STOPS),
     ("categories", setting(name="x"), "name of another category", SUSPICIOUS),
     ("categories", without("name"), "name missing", REPAIRED),
+    ("categories", setting(name="a\x1b[2J\n"), "what cannot be printed", CORRECTED),
     ("categories", changing("id", str), "category: id of another type", REPAIRED),
     ("categories", changing("id", lambda id: id - 1), "ids that are not 1, 2, 3", FINE),
     ("categories", changing("id", lambda id: id * 7), "category_id of no category", STOPS),
