@@ -141,9 +141,7 @@ def test_no_checkpoint_holds_what_is_no_number(tmp_path):
     with pytest.raises(CheckpointError, match="model_0000001 is not written: 1 of .* last.bias"):
         checkpointer.save("model_0000001")
     torch.save({"model": checkpointer.model.state_dict()}, tmp_path / "model.pth")
-    with pytest.raises(
-        CheckpointError, match=r"1 of 4 tensors .* hold NaN or infinity \(last.bias\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"hold NaN or infinity \(last.bias\)"):
         NonLocalCheckpointer(Model()).load(str(tmp_path / "model.pth"))
 
 
