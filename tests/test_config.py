@@ -128,6 +128,12 @@ def test_keys_of_before_are_read_with_their_old_meaning(tmp_path, log):
             ["SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR", "0.1"],
             "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR has no effect on a model without",
         ),
+        (
+            MASK,
+            ["MODEL.KEYPOINT_ON", "True", "MODEL.ROI_KEYPOINT_HEAD.NAME", "NonLocalKeypointHead"]
+            + ["MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.MASK_PADDING", "True"],
+            "MASK_PADDING True has no effect: the head's regions have no padding",
+        ),
     ],
 )
 def test_keys_without_effect_are_named(config, opts, message, log, monkeypatch):

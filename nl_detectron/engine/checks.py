@@ -293,6 +293,11 @@ def unused_options(cfg: CfgNode) -> list[str]:
         where += f"{head.NAME}: a NonLocalKeypointHead has blocks"
         default = defaults.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL
         unused += _set_in_vain("MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL", head.NON_LOCAL, default, where)
+    elif head.NON_LOCAL.MASK_PADDING:
+        unused.append(
+            "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.MASK_PADDING True has no effect: the head's regions "
+            "have no padding; MODEL.NON_LOCAL.MASK_PADDING is for the backbone"
+        )
     for key in ("NON_LOCAL_PAIRWISE_LR_FACTOR", "NON_LOCAL_OTHERS_LR_FACTOR"):
         if cfg.SOLVER[key] != 1 and not (in_backbone or in_head):
             unused.append(f"SOLVER.{key} has no effect on a model without non-local blocks")
