@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP = $(VENV)/.nl_detectron-is-set-up
 
 .PHONY: setup demo evidence test soak docs

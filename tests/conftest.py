@@ -13,5 +13,9 @@ from .people_results import truth  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    """Long tests come first, so that no process is left with one of them at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Long tests come first, the projects' before all: none is left with one of them at the end."""
+
+    def late(item: object) -> tuple[bool, bool]:
+        return item.get_closest_marker("slow") is None, "projects" not in item.path.parts
+
+    items.sort(key=late)

@@ -1,6 +1,7 @@
 """The fixtures of all tests: of the package, of dev/ and of projects/."""
 
 import logging
+import multiprocessing.spawn
 import os
 import runpy
 import sys
@@ -64,6 +65,15 @@ def python(tmp_path_factory):
         return
     with warm_python(tmp_path_factory.mktemp("python")) as program:
         yield program
+
+
+@pytest.fixture
+def quick_spawn(python):
+    """Processes that this one spawns start in a moment, too."""
+    real = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable(str(python))
+    yield
+    multiprocessing.set_executable(real)
 
 
 @pytest.fixture(scope="session")

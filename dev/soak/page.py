@@ -19,10 +19,8 @@ from .growth import grow
 from .memory import train
 from .row import Row
 
-PEOPLE = 20  # at once
 
-
-def rows(*, calls: int) -> Iterator[Row]:
+def rows(*, calls: int, people: int = 20) -> Iterator[Row]:
     """So many requests, after those of some people at once.
 
     Raises:
@@ -48,12 +46,12 @@ def rows(*, calls: int) -> Iterator[Row]:
                 job.result()
                 return place
 
-            clients = [Client(address, verbose=False) for _ in range(PEOPLE)]
-            with ThreadPoolExecutor(PEOPLE) as pool:
+            clients = [Client(address, verbose=False) for _ in range(people)]
+            with ThreadPoolExecutor(people) as pool:
                 places = list(pool.map(ask, clients))
             yield Row(
-                f"{PEOPLE} people at once are served in turn, and shown their place",
-                PEOPLE,
+                f"{people} people at once are served in turn, and shown their place",
+                people,
                 max(places) > 1,
                 f"the highest place shown was {max(places)}",
             )

@@ -1,1 +1,1 @@
-from tests.fixtures import generated_sets, log, own_cache, python, seed, tool, weights  # noqa: F401
+from tests.fixtures import generated_sets, log, own_cache, python, quick_spawn, seed, tool, weights  # noqa: F401

@@ -87,7 +87,8 @@ def test_two_processes_train_a_whole_detector_as_one(run):
         assert others[name] == pytest.approx(figures[name], rel=1e-5), name
     for name in figures:
         if "/AP" in name:
-            assert others[name] == pytest.approx(figures[name], rel=1e-5), name  # or both null
+            none = figures[name] is None  # as where there is nothing to find
+            assert others[name] == (None if none else pytest.approx(figures[name], rel=1e-5)), name
 
 
 @pytest.mark.slow

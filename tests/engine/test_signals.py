@@ -21,6 +21,18 @@ from tests.places import ROOT
 from .conftest import needs_two_cores
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Shells let what runs in the background ignore some signals, and so would its processes."""
+    ignored = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        is_interrupt = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Trainer(TrainerBase):
     """Counts its steps in a weight; sends itself signals at an iteration."""
 

@@ -57,7 +57,7 @@ def slow_work(first: int, count: int, folder: str, results: files.Connection) ->
         results.send((number, "read", 0.5, number))
 
 
-def test_a_file_that_ends_the_process_is_counted_and_the_rest_goes_on(monkeypatch):
+def test_a_file_that_ends_the_process_is_counted_and_the_rest_goes_on(monkeypatch, quick_spawn):
     monkeypatch.setattr(files, "work", slow_work)
     rows = list(files.rows(mutations=2))
     assert [row.tried for row in rows] == [2] * 5

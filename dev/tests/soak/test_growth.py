@@ -1,3 +1,5 @@
+import mmap
+
 import numpy as np
 import pytest
 
@@ -22,8 +24,16 @@ def test_what_fills_at_the_start_is_no_slope():
 
 def test_a_real_leak_is_seen():
     kept = []
-    leak = grow(lambda call: kept.append(b"x" * (2_000_000 + call)), 40)
+
+    def take(_: int) -> mmap.mmap:
+        """Two megabytes from the system, and none that this process had before."""
+        memory = mmap.mmap(-1, 2_000_000)
+        memory.write(b"x" * 2_000_000)
+        return memory
+
+    leak = grow(lambda call: kept.append(take(call)), 40)
     assert not leak.is_flat() and leak.slope() == pytest.approx(2, abs=0.3)
-    kept.clear()
-    assert grow(lambda call: b"x" * (2_000_000 + call), 40).is_flat()
+    for memory in kept:
+        memory.close()
+    assert grow(lambda call: take(call).close(), 40).is_flat()
     assert resident() > 10
