@@ -46,7 +46,8 @@ NARROW = {
     "SOLVER.CHECKPOINT_PERIOD": CHECKPOINTS,
     "TEST.EVAL_PERIOD": EVALUATIONS,
 }
-LAZY = f"""
+# A narrow Mask R-CNN on the CPU, which is then to be told its data and its iterations
+NARROW_LAZY = """
 from nl_detectron import model_zoo
 
 zoo = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py")
@@ -59,16 +60,19 @@ for loader in (dataloader.train, dataloader.test):
     loader.num_workers = 0
 del loader
 dataloader.train.mapper.instance_mask_format = "bitmask"
-dataloader.train.total_batch_size = 4
 model.backbone.bottom_up.freeze_at = 0
 model.backbone.bottom_up.stem.norm = model.backbone.bottom_up.stages.norm = "BN"
 model.roi_heads.batch_size_per_image = 16
 model.roi_heads.box_predictor.test_score_thresh = 0.0
-model.roi_heads.box_predictor.test_topk_per_image = 5
-model.roi_heads.mask_head.conv_dims = [16] * 5
 model.proposal_generator.post_nms_topk = (50, 50)
 optimizer.lr = 0.001
-train.update(init_checkpoint="", max_iter={ITERATIONS}, eval_period={EVALUATIONS}, seed=1)
+train.init_checkpoint = ""
+"""
+LAZY = f"""{NARROW_LAZY}
+dataloader.train.total_batch_size = 4
+model.roi_heads.box_predictor.test_topk_per_image = 5
+model.roi_heads.mask_head.conv_dims = [16] * 5
+train.update(max_iter={ITERATIONS}, eval_period={EVALUATIONS}, seed=1)
 train.checkpointer.period = {CHECKPOINTS}
 """
 

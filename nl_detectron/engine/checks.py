@@ -166,11 +166,8 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
 
 def _check_device(cfg: CfgNode, eval_only: bool, num_gpus: int, num_machines: int) -> None:
     name = cfg.MODEL.DEVICE
-    try:
-        device = torch.device(name).type
-    except RuntimeError:
-        device = ""
-    if device not in ("cuda", "cpu"):
+    device = device_type(name)
+    if device is None:
         raise UsageError(f"MODEL.DEVICE {name!r} is no device; use cuda or cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
@@ -350,6 +347,15 @@ def check_unused(key: str, folder: str) -> None:
         "with it; for a new one choose another folder, or remove this one",
         arguments=["resume"],
     )
+
+
+def device_type(name: str) -> str | None:
+    """ "cuda" or "cpu", or None for another device and for what is none."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        return None
+    return kind if kind in ("cuda", "cpu") else None
 
 
 def check_threshold(value: float) -> None:

@@ -17,6 +17,7 @@ from ..checkpoint import NonLocalCheckpointer
 from ..errors import UsageError, few
 from ..finite import all_finite, not_finite
 from ..log import logger
+from .loop import loop_of, model_of
 from .resume import ExactResume
 
 SKIPPED_WARNING = 20  # steps in a row that a scaler has skipped
@@ -133,7 +134,7 @@ class FiniteSteps(HookBase):
 
     def _first_module(self) -> str:
         """Where the step, done once more, makes the first number that is not finite."""
-        model = getattr(self._loop.model, "module", self._loop.model)
+        model = model_of(self.trainer)
         found: list[str] = []
 
         def watch(name: str) -> Any:
@@ -188,7 +189,7 @@ class FiniteSteps(HookBase):
 
     @property
     def _loop(self) -> SimpleTrainer:
-        return getattr(self.trainer, "_trainer", self.trainer)  # DefaultTrainer has one
+        return loop_of(self.trainer)
 
     @property
     def _scaler(self) -> torch.amp.GradScaler | None:

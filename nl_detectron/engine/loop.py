@@ -110,6 +110,17 @@ class AccumulatingAMPTrainer(AccumulatingTrainer, AMPTrainer):
         self.grad_scaler.update()
 
 
+def loop_of(trainer: TrainerBase) -> SimpleTrainer:
+    """The loop of a training: the trainer itself or, of Detectron2's DefaultTrainer, its own."""
+    return getattr(trainer, "_trainer", trainer)
+
+
+def model_of(trainer: TrainerBase) -> nn.Module:
+    """The model of a training, without what wraps it for several processes."""
+    model = loop_of(trainer).model
+    return getattr(model, "module", model)
+
+
 @contextlib.contextmanager
 def usage_errors_unlogged() -> Iterator[None]:
     """Keeps Detectron2's loop from logging a :class:`UsageError` with a traceback.

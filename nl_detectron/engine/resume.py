@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.engine import hooks
-from detectron2.engine.train_loop import HookBase, SimpleTrainer
+from detectron2.engine.train_loop import HookBase
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.roi_heads import keypoint_head
 from detectron2.utils import comm
-from torch import nn
 
 from ..data.seeds import STEP, derive, seed_all
 from ..data.stream import SampleStream
 from ..log import logger
 from .averaging import WeightAveraging
 from .best import BestHook
+from .loop import loop_of, model_of
 from .metrics import TIMES, metrics_writer, recent, restore
 from .settings import compare_settings
 
@@ -69,7 +69,7 @@ class ExactResume(HookBase):
             "seed": self._seed,
             "settings": self._settings,
             "figures": recent(storage) if storage is not None else {},
-            "normalizer": getattr(self._model, "loss_normalizer", None),
+            "normalizer": getattr(model_of(self.trainer), "loss_normalizer", None),
             "extra": writer.extra if (writer := metrics_writer(self.trainer)) else None,
         }
 
@@ -83,13 +83,13 @@ class ExactResume(HookBase):
         self._restored = state
         if state["seed"] != self._seed:  # as where the config has none
             self._seed = state["seed"]
-            self._loop.reset_data_loader(lambda: self._build_loader(self._seed))
+            loop_of(self.trainer).reset_data_loader(lambda: self._build_loader(self._seed))
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
-        stream = getattr(self._loop.data_loader, "dataset", None)
+        stream = getattr(loop_of(self.trainer).data_loader, "dataset", None)
         if isinstance(stream, SampleStream):
-            stream.start = start * getattr(self._loop, "accumulate", 1)
+            stream.start = start * getattr(loop_of(self.trainer), "accumulate", 1)
         elif start > 0:
             logger.warning(
                 "resume: the training's loader is not of Detectron2's making, so it begins anew: "
@@ -118,19 +118,12 @@ class ExactResume(HookBase):
             return
         figures = self._restored["figures"]
         restore(self.trainer.storage, figures)
-        if self._restored["normalizer"] is not None and isinstance(self._model, DenseDetector):
-            self._model.loss_normalizer = self._restored["normalizer"]
+        model = model_of(self.trainer)
+        if self._restored["normalizer"] is not None and isinstance(model, DenseDetector):
+            model.loss_normalizer = self._restored["normalizer"]
         # Detectron2 counts them in a variable of its module.
         if skipped := figures.get("kpts_num_skipped_batches"):
             keypoint_head._TOTAL_SKIPPED = int(skipped["values"][-1])
-
-    @property
-    def _loop(self) -> SimpleTrainer:
-        return getattr(self.trainer, "_trainer", self.trainer)  # DefaultTrainer has one
-
-    @property
-    def _model(self) -> nn.Module:
-        return getattr(self._loop.model, "module", self._loop.model)
 
 
 class SameImages(HookBase):

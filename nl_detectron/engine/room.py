@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-from typing import Any
 
 from detectron2.engine.train_loop import HookBase
 from detectron2.utils import comm
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..log import logger
+from .loop import loop_of
 
 SAVED = re.compile(r"model_(\d{7})\.pth")
 GB = 1e9
@@ -63,7 +63,7 @@ class Room(HookBase):
                     os.remove(path)
 
     def _check_room(self) -> None:
-        loop: Any = getattr(self.trainer, "_trainer", self.trainer)  # DefaultTrainer has one
+        loop = loop_of(self.trainer)
         size = _checkpoint_size(loop.model, loop.optimizer.param_groups, self._averages)
         periodic = (self.trainer.max_iter - self.trainer.start_iter) // self._period
         # The best and the last one, and a new one is whole before an old one goes

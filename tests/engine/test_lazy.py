@@ -6,6 +6,7 @@ import torch
 from detectron2.data import DatasetMapper
 from omegaconf import DictConfig
 
+from dev.soak.kills import NARROW_LAZY
 from nl_detectron.checkpoint import CheckpointError
 from nl_detectron.data import ImageMapper
 from nl_detectron.engine import build_model_of, check_lazy_cfg, lazy, load_lazy_cfg
@@ -19,31 +20,12 @@ from tests.places import TOOLS
 from .conftest import needs_two_cores
 
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py"
-CONFIG = f"""
-from nl_detectron import model_zoo
-
-zoo = model_zoo.get_config("{ZOO}")
-dataloader, lr_multiplier, model = zoo.dataloader, zoo.lr_multiplier, zoo.model
-optimizer, train = zoo.optimizer, zoo.train
-del zoo
-
-for loader in (dataloader.train, dataloader.test):
-    loader.dataset.names = "small_shapes"
-    loader.num_workers = 0
-    loader.mapper.augmentations[0].short_edge_length = 64
-del loader
-dataloader.train.mapper.instance_mask_format = "bitmask"
+CONFIG = f"""{NARROW_LAZY}
+dataloader.train.dataset.names = dataloader.test.dataset.names = "small_shapes"
 dataloader.train.total_batch_size = 2
-model.backbone.bottom_up.freeze_at = 0
-model.backbone.bottom_up.stem.norm = model.backbone.bottom_up.stages.norm = "BN"
 model.roi_heads.num_classes = 4
-model.roi_heads.batch_size_per_image = 16
-model.roi_heads.box_predictor.test_score_thresh = 0.0
 model.roi_heads.box_predictor.test_topk_per_image = 10
 model.roi_heads.mask_head.conv_dims = [32] * 5
-model.proposal_generator.post_nms_topk = (50, 50)
-optimizer.lr = 0.001
-train.init_checkpoint = ""
 train.max_iter = 2
 """
 
