@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.visualizer import VisImage, Visualizer
 
 from ..data.images import read_image
 from ..errors import UsageError
@@ -90,7 +90,7 @@ def draw_instances(
         labels=labels,
         assigned_colors=[palette[i % len(palette)] for i in colors],
     )
-    return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
+    return _pixels(drawn)
 
 
 def draw_ground_truth(
@@ -116,7 +116,7 @@ def draw_ground_truth(
             alike["segmentation" in annotation, keypoints].append(annotation)
     for annotations in list(alike.values()) or [[]]:
         visualizer.draw_dataset_dict({**record, "annotations": annotations})
-    return np.ascontiguousarray(visualizer.output.get_image()[:, :, ::-1])
+    return _pixels(visualizer.output)
 
 
 def draw_comparison(
@@ -147,6 +147,18 @@ def contact_sheet(pictures: Sequence[str | Path], file: str | Path, *, columns: 
         y, x = i // columns * (height + GAP), i % columns * (width + GAP)
         sheet[y : y + height, x : x + width] = image
     write_image(file, sheet)
+
+
+def _pixels(output: VisImage) -> np.ndarray:
+    """What was drawn, uint8 (H, W, 3) BGR.
+
+    A figure and its canvas hold each other until Python looks for circles, which in a process with
+    many objects is seldom: so what they hold is let go of here.
+    """
+    image = np.ascontiguousarray(output.get_image()[:, :, ::-1])
+    output.fig.clear()
+    output.canvas.renderer = None
+    return image
 
 
 def _read(file: Path) -> np.ndarray:

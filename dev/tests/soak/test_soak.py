@@ -14,7 +14,7 @@ def test_memory_is_flat_in_training_and_prediction():
 @pytest.mark.slow
 def test_the_page_serves_many_in_turn():
     pytest.importorskip("gradio", reason="Gradio is not installed: pip install nl-detectron[app]")
-    rows = list(page.rows(calls=10, people=6))
+    rows = list(page.rows(calls=20, people=6))
     assert len(rows) == 2 and all(row.kept for row in rows), rows
 
 
