@@ -86,6 +86,11 @@ def is_plain_utf8(json_file: str) -> bool:
         return json.detect_encoding(file.read(4)) == "utf-8"
 
 
+def parts_of_annotations(json_file: str) -> Iterator[list[dict]]:
+    """The annotations alone; see :func:`read_annotations_in_parts`."""
+    return (value for key, value in read_annotations_in_parts(json_file) if key == "annotations")
+
+
 def write_annotations(content: dict, annotations: Iterable[dict] | None, file: str | Path) -> None:
     """Writes an annotation file in one step.
 

@@ -14,7 +14,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
 
 from ..errors import UsageError
-from .annotations import read_annotations_in_parts
+from .annotations import parts_of_annotations
 from .keypoints import connection_rules, flip_pairs
 from .prepare import errors_of_dataset, prepare
 
@@ -128,9 +128,8 @@ def _match(
     if len(index) == len(categories):
         return index
     used: Counter[int] = Counter()
-    for key, value in read_annotations_in_parts(file):
-        if key == "annotations":
-            used.update(annotation["category_id"] for annotation in value)
+    for part in parts_of_annotations(file):
+        used.update(annotation["category_id"] for annotation in part)
     unknown = [c["name"] for c in categories if c["id"] not in index and used[c["id"]]]
     if unknown:
         raise UsageError(

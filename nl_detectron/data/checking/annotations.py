@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from ..annotations import read_annotations_in_parts, require_lists
+from ..annotations import parts_of_annotations, read_annotations_in_parts, require_lists
 from .boxes import check_areas, check_boxes
 from .findings import Effect, Findings, Kind
 from .ids import EMPTY_IMAGE, Numbering, check_references, has_id, plain_id, usable_ids
@@ -78,7 +78,7 @@ def reach(json_file: str, images: set[Hashable]) -> dict[Hashable, tuple[float, 
     """How far the boxes of these images reach, in x and y, by the image's id."""
     extents: dict[Hashable, tuple[float, float]] = {}
     by_plain_id = {plain_id(id): id for id in images}
-    for part in _parts(json_file):
+    for part in parts_of_annotations(json_file):
         for annotation in part:
             image, box = plain_id(annotation.get("image_id")), annotation.get("bbox")
             if not isinstance(box, list) or len(box) != 4 or not are_numbers(box):
@@ -136,7 +136,7 @@ class AnnotationRules:
         used: set[Hashable] = set()  # images
         has_masks = False
         start = 0
-        for part in _parts(self._json_file):
+        for part in parts_of_annotations(self._json_file):
             annotations = check_references(
                 part, self._images, self._category_ids, self._findings, start=start
             )
@@ -195,10 +195,6 @@ class AnnotationRules:
 
 def _is_size(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 < value < 1e9
-
-
-def _parts(json_file: str) -> Iterator[list[dict]]:
-    return (value for key, value in read_annotations_in_parts(json_file) if key == "annotations")
 
 
 def _image_sizes(images: list[dict]) -> dict[Hashable, tuple[int, int]]:
