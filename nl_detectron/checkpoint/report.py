@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import one_line
 from ..finite import not_finite
-from ..layers import NonLocalBlock
+from ..layers import BaseNonLocalBlock
 from ..layers.names import within_block
 
 NAMES_SHOWN = 2
@@ -154,7 +154,7 @@ def classify(
         of_classes = _differs_in(mismatch, by_classes.get(mismatch[0]))
         (report.new_classes if of_classes else report.mismatched).append(mismatch)
 
-    blocks = _prefixes(model, NonLocalBlock)
+    blocks = _prefixes(model, BaseNonLocalBlock)
     untouched = tuple(
         prefix for prefix in blocks if not any(n.startswith(prefix) for n in (*loaded, *other))
     )

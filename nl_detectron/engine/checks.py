@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..config import add_non_local_config, block_options
 from ..data.training import check_usable
 from ..errors import UsageError, did_you_mean
-from ..layers import NonLocalBlock
+from ..layers import build_block
 from ..log import logger
 from ..modeling.backbone import check_placement
 from ..modeling.keypoint_head import check_keypoint_head_placement
@@ -218,7 +218,7 @@ def check_model(cfg: CfgNode) -> None:
     for where, node in (("", cfg.MODEL.NON_LOCAL), ("ROI_KEYPOINT_HEAD.", head.NON_LOCAL)):
         try:
             # A small block stands for those of the model: its constructor knows what is allowed.
-            NonLocalBlock(32, options=block_options(node))
+            build_block(32, options=block_options(node))
         except ValueError as error:
             raise UsageError(f"MODEL.{where}NON_LOCAL: {error}") from error
     if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST:

@@ -8,7 +8,7 @@ from detectron2.engine.train_loop import HookBase
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..layers import NonLocalBlock, non_local_blocks
+from ..layers import BaseNonLocalBlock, non_local_blocks
 from ..log import logger
 
 
@@ -23,7 +23,7 @@ def attention_entropy(affinity: Tensor) -> float:
 
 
 class NonLocalMonitor(HookBase):
-    """Writes what each :class:`NonLocalBlock` does every few iterations, and warns of a collapse.
+    """Writes what each non-local block does every few iterations, and warns of a collapse.
 
     The scalars of the block ``res4.nl4`` are
 
@@ -65,9 +65,9 @@ class NonLocalMonitor(HookBase):
         while self._handles:
             self._handles.pop().remove()
 
-    def _recorder(self, name: str) -> Callable[[NonLocalBlock, tuple[Tensor], Tensor], None]:
+    def _recorder(self, name: str) -> Callable[[BaseNonLocalBlock, tuple[Tensor], Tensor], None]:
         @torch.no_grad()
-        def record(block: NonLocalBlock, inputs: tuple[Tensor], z: Tensor) -> None:
+        def record(block: BaseNonLocalBlock, inputs: tuple[Tensor], z: Tensor) -> None:
             x, z = inputs[0][:1], z[:1].float()
             if x.numel() == 0:  # a head without any instance
                 return

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import UsageError
-from ..layers import NonLocalBlock, non_local_blocks
+from ..layers import BaseNonLocalBlock, non_local_blocks
 from ..structures import Attention, AttentionMap
 
 # PyTorch numbers hooks without regard to threads.
@@ -108,7 +108,7 @@ def check_points(points: Sequence[tuple[float, float]], image: np.ndarray) -> No
 class _Trace:
     """What passes through a model while it predicts on one image."""
 
-    inputs: dict[str, tuple[NonLocalBlock, Tensor]] = field(default_factory=dict)
+    inputs: dict[str, tuple[BaseNonLocalBlock, Tensor]] = field(default_factory=dict)
     roi_blocks: set[str] = field(default_factory=set)  # those within a keypoint head
     padded: np.ndarray | None = None  # (H, W) of the backbone's input
 
@@ -127,7 +127,7 @@ def _trace(model: Any) -> Iterator[_Trace]:
         with _registration:
             return module.register_forward_pre_hook(see_own)
 
-    def hook_block(name: str, block: NonLocalBlock) -> RemovableHandle:
+    def hook_block(name: str, block: BaseNonLocalBlock) -> RemovableHandle:
         def see_block(_: nn.Module, args: tuple) -> None:
             trace.inputs[name] = (block, args[0].detach())
 
@@ -142,7 +142,7 @@ def _trace(model: Any) -> Iterator[_Trace]:
 
     hooks = [hook(model.backbone, see_backbone)]
     for prefix, module in model.named_modules():
-        if isinstance(module, NonLocalBlock):
+        if isinstance(module, BaseNonLocalBlock):
             hooks.append(hook_block(prefix, module))
         elif isinstance(module, BaseKeypointRCNNHead):
             hooks.append(hook(module, number_rois))
@@ -156,7 +156,7 @@ def _trace(model: Any) -> Iterator[_Trace]:
 
 def _look(
     name: str,
-    block: NonLocalBlock,
+    block: BaseNonLocalBlock,
     x: Tensor,
     queries: Mapping[int, tuple[float, float]],
     x_edges: np.ndarray,
@@ -187,7 +187,7 @@ def _cell(edges: np.ndarray, position: float) -> int:
     return int(np.clip(np.searchsorted(edges, position, side="right") - 1, 0, len(edges) - 2))
 
 
-def _stride(model: nn.Module, block: NonLocalBlock) -> tuple[int, int] | None:
+def _stride(model: nn.Module, block: BaseNonLocalBlock) -> tuple[int, int] | None:
     """Pixels of the model's input a step of the block's map, (y, x); None outside a ResNet.
 
     Not the quotient of the sizes, which is off where a convolution has rounded an odd size up.

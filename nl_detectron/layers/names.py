@@ -4,7 +4,7 @@ import re
 
 from torch import nn
 
-from .non_local import NonLocalBlock
+from .base import BaseNonLocalBlock
 
 IN_BLOCK = re.compile(r"(?:^|\.)nl\d+(?:\.(?P<rest>.*))?$")
 
@@ -26,6 +26,6 @@ def place_of(name: str) -> str:
     return f"{stage}.{block.removeprefix('nl')}"
 
 
-def non_local_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
+def non_local_blocks(model: nn.Module) -> dict[str, BaseNonLocalBlock]:
     """All non-local blocks of a model by their names in it, whatever these are."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, NonLocalBlock)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, BaseNonLocalBlock)}

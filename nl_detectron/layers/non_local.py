@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import CNNBlockBase, get_norm
+from detectron2.layers import get_norm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .options import BlockOptions
 from .pairwise import DISTRIBUTIONS, affinity, non_local
 from .pooling import halve
@@ -30,7 +31,8 @@ EMBEDDING_STD = 0.01
 SIMILARITY_GAIN = 0.5  # a softer start than 1, which would have each position see itself alone
 
 
-class NonLocalBlock(CNNBlockBase):
+@NON_LOCAL_BLOCK_REGISTRY.register()
+class NonLocalBlock(BaseNonLocalBlock):
     """A non-local block, z_i = W_z y_i + x_i (eq. 6), that starts as the identity.
 
     Children: ``theta``, ``phi`` and ``g``, the 1x1 convolutions C -> D of sec. 3.2 (the Gaussian

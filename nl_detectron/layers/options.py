@@ -27,6 +27,7 @@ class BlockOptions:
     """How a non-local block computes and starts; by default it is the paper's.
 
     Attributes:
+        block: the kind of block, a name in ``NON_LOCAL_BLOCK_REGISTRY``.
         pairwise: f, one of :data:`PAIRWISE_FUNCTIONS` (sec. 3.2).
         inner_ratio: inner channels D as a fraction of C; at least one channel. Half of C in the
             paper (sec. 3.3, "bottleneck").
@@ -56,6 +57,7 @@ class BlockOptions:
         ValueError: if a value is none of the allowed ones.
     """
 
+    block: str = _option("NonLocalBlock", learned=True)
     pairwise: str = _option("embedded_gaussian", learned=True)
     inner_ratio: float = _option(0.5)
     sub_sample: bool = _option(True, learned=True)

@@ -8,7 +8,7 @@ from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone import ResNet
 from torch import nn
 
-from ..layers import BlockOptions, NonLocalBlock
+from ..layers import BaseNonLocalBlock, BlockOptions, build_block
 from ..layers.names import block_name
 from ..log import logger
 from .padding import make_masking
@@ -29,7 +29,7 @@ def insert_non_local(
     *,
     options: BlockOptions | None = None,
     **changes: Any,
-) -> list[NonLocalBlock]:
+) -> list[BaseNonLocalBlock]:
     """Inserts non-local blocks into a ResNet, in place.
 
     A block after ``res4.4`` becomes the child ``nl4`` of ``res4``, between ``4`` and ``5``, so all
@@ -67,7 +67,7 @@ def insert_non_local(
     if taken:
         raise ValueError(f"there is already a non-local block after {', '.join(taken)}")
     blocks = [
-        NonLocalBlock(_residual_blocks(stages[stage])[index].out_channels, options=options)
+        build_block(_residual_blocks(stages[stage])[index].out_channels, options=options)
         for stage, index in places
     ]
     if options.mask_padding:
@@ -158,7 +158,7 @@ def _find_resnet(model: nn.Module) -> ResNet:
 
 
 def _residual_blocks(stage: nn.Sequential) -> list[CNNBlockBase]:
-    return [child for child in stage if not isinstance(child, NonLocalBlock)]
+    return [child for child in stage if not isinstance(child, BaseNonLocalBlock)]
 
 
 def _names(module: nn.Module) -> list[str]:

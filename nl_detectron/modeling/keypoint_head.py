@@ -9,7 +9,7 @@ from detectron2.modeling import ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead
 
 from ..config import block_options
-from ..layers import BlockOptions, NonLocalBlock
+from ..layers import BlockOptions, build_block
 from ..layers.names import block_name
 from .insertion import insert_after
 
@@ -47,7 +47,7 @@ class NonLocalKeypointHead(KRCNNConvDeconvUpsampleHead):
         # Blocks come after super().__init__(), whose initialisation would undo their zero start.
         super().__init__(input_shape, conv_dims=conv_dims, **kwargs)
         for index in non_local_after:
-            block = NonLocalBlock(conv_dims[index - 1], options=non_local_options)
+            block = build_block(conv_dims[index - 1], options=non_local_options)
             insert_after(self, f"conv_fcn_relu{index}", block_name(index), block)
 
     @classmethod

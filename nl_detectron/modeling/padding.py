@@ -13,7 +13,7 @@ import torch
 from detectron2.modeling.backbone import ResNet
 from torch import Tensor
 
-from ..layers import NonLocalBlock
+from ..layers import BaseNonLocalBlock
 
 Sizes = list[tuple[Any, Any]]  # (H, W) of each image, int; of the one image in a trace, tensors
 
@@ -30,7 +30,7 @@ class MaskingResNet(ResNet):
         x, stride = features["stem"], self.stem.stride
         for name, stage in zip(self.stage_names, self.stages, strict=True):
             for layer in stage:
-                if isinstance(layer, NonLocalBlock):
+                if isinstance(layer, BaseNonLocalBlock):
                     x = within_images(layer, x, scaled(sizes, stride))
                 else:
                     x, stride = layer(x), stride * layer.stride
@@ -72,7 +72,7 @@ def scaled(sizes: Sizes, stride: int) -> Sizes:
     return [((h + stride - 1) // stride, (w + stride - 1) // stride) for h, w in sizes]
 
 
-def within_images(block: NonLocalBlock, x: Tensor, sizes: Sequence[tuple[Any, Any]]) -> Tensor:
+def within_images(block: BaseNonLocalBlock, x: Tensor, sizes: Sequence[tuple[Any, Any]]) -> Tensor:
     """What a block gives of each map alone; padded positions stay as they are.
 
     Args:
