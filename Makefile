@@ -25,7 +25,9 @@ demo: setup
 evidence: setup
 	$(BIN)/python projects/far_cue/run.py --docs projects/far_cue
 
-# One process for each core, and one core for each process
+# One process for each core, and one core for each process. Where the environment forbids Python to
+# write bytecode, each of a thousand processes would compile the whole package.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -31,13 +31,15 @@ CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 MODULES = ("nl_detectron.", "dev.soak.", "torch.distributed.run")
 arguments = sys.argv[1:]
+if arguments[:1] == ["-B"]:  # as spawn has it where PYTHONDONTWRITEBYTECODE is set
+    del arguments[0]
 is_known = arguments and (
     arguments[0].endswith(".py")
     or (len(arguments) > 1 and arguments[0] == "-c")
     or (len(arguments) > 1 and arguments[0] == "-m" and arguments[1].startswith(MODULES))
 )
 if not is_known:
-    os.execv({python!r}, [{python!r}, *arguments])
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 files = [int(name) for name in os.listdir("/proc/self/fd")]
 files = [file for file in files if os.path.exists(f"/proc/self/fd/{{file}}")]  # but the listing's
 with socket.socket(socket.AF_UNIX) as server:
@@ -45,7 +47,14 @@ with socket.socket(socket.AF_UNIX) as server:
     asked = json.dumps([arguments, os.getcwd(), dict(os.environ), files]).encode()
     socket.send_fds(server, [len(asked).to_bytes(4, "big")], files)
     server.sendall(asked)
-    code = int(server.makefile().read())
+    answers = server.makefile()
+    copy = int(answers.readline())
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    for number in signals:
+        signal.signal(number, lambda number, _: os.kill(copy, number))
+    code = int(answers.readline())
+    for number in signals:
+        signal.signal(number, signal.SIG_DFL)
 if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
@@ -89,9 +98,9 @@ def serve(address: str) -> None:
 
 
 def answer(connection: socket.socket) -> None:
-    """Runs what is asked for in a copy of this process, and tells its exit code.
+    """Runs what is asked for in a copy of this process, and tells its id and its exit code.
 
-    The copy does not outlive the program that asked.
+    The copy does not outlive the program that asked, which passes signals on to it.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     size, files, _, _ = socket.recv_fds(connection, 4, 250)
@@ -112,13 +121,14 @@ def answer(connection: socket.socket) -> None:
         os._exit(run(arguments))
     for file in files:
         os.close(file)
+    connection.sendall(f"{child}\n".encode())
     ended, gone = os.pidfd_open(child), connection.fileno()
     readable, _, _ = select.select([ended, gone], [], [])
     if ended not in readable:
         os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(OSError):
-        connection.sendall(str(status).encode())
+        connection.sendall(f"{status}\n".encode())
     os._exit(0)
 
 

@@ -48,6 +48,10 @@ NARROW = {
 }
 # A narrow Mask R-CNN on the CPU, which is then to be told its data and its iterations
 NARROW_LAZY = """
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
+
 from nl_detectron import model_zoo
 
 zoo = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py")
@@ -61,7 +65,25 @@ for loader in (dataloader.train, dataloader.test):
 del loader
 dataloader.train.mapper.instance_mask_format = "bitmask"
 model.backbone.bottom_up.freeze_at = 0
-model.backbone.bottom_up.stem.norm = model.backbone.bottom_up.stages.norm = "BN"
+model.backbone.bottom_up.stem.update(out_channels=16, norm="BN")
+model.backbone.bottom_up.stages = [
+    L(ResNet.make_stage)(
+        block_class=BottleneckBlock,
+        num_blocks=num_blocks,
+        stride_per_block=[stride] + [1] * (num_blocks - 1),
+        in_channels=max(16, channels // 2),
+        out_channels=channels,
+        bottleneck_channels=channels // 4,
+        norm="BN",
+    )
+    for num_blocks, stride, channels in ((3, 1, 16), (4, 2, 32), (6, 2, 64), (3, 2, 128))
+]
+model.backbone.out_channels = model.proposal_generator.head.in_channels = 16
+model.roi_heads.box_head.input_shape = ShapeSpec(channels=16, height=7, width=7)
+model.roi_heads.box_head.fc_dims = [32, 32]
+model.roi_heads.box_predictor.input_shape = ShapeSpec(channels=32)
+model.roi_heads.mask_head.input_shape = ShapeSpec(channels=16, width=14, height=14)
+model.roi_heads.mask_head.conv_dims = [16] * 5
 model.roi_heads.batch_size_per_image = 16
 model.roi_heads.box_predictor.test_score_thresh = 0.0
 model.proposal_generator.post_nms_topk = (50, 50)
@@ -71,7 +93,6 @@ train.init_checkpoint = ""
 LAZY = f"""{NARROW_LAZY}
 dataloader.train.total_batch_size = 4
 model.roi_heads.box_predictor.test_topk_per_image = 5
-model.roi_heads.mask_head.conv_dims = [16] * 5
 train.update(max_iter={ITERATIONS}, eval_period={EVALUATIONS}, seed=1)
 train.checkpointer.period = {CHECKPOINTS}
 """

@@ -50,6 +50,7 @@ def config(folder: Path, iterations: int) -> CfgNode:
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16, 4
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.SOLVER.MAX_ITER = iterations
     cfg.SOLVER.CHECKPOINT_PERIOD = max(1, iterations // 4)

@@ -65,6 +65,7 @@ def test_the_whole_demo(python, tmp_path, generated_sets, monkeypatch, capsys):
     monkeypatch.setattr("dev.demo.CONFIGS", {name: str(file) for name, file in configs.items()})
     monkeypatch.setattr(sys, "executable", str(python))
     opts = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"]
+    opts += ["TEST.DETECTIONS_PER_IMAGE", "5"]
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path / "demo"), *opts])
     main()
     shown = capsys.readouterr().out

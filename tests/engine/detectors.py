@@ -33,6 +33,7 @@ OPTIONS = {
     "SOLVER.BASE_LR": 0.01,
     "SOLVER.WARMUP_ITERS": 0,
     "SOLVER.MAX_ITER": 2,
+    "TEST.DETECTIONS_PER_IMAGE": 10,
     "TEST.EVAL_PERIOD": 0,
     "DATASETS.TRAIN": ("two_each",),
     "DATASETS.TEST": ("two_each",),

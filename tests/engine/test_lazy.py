@@ -24,8 +24,7 @@ CONFIG = f"""{NARROW_LAZY}
 dataloader.train.dataset.names = dataloader.test.dataset.names = "small_shapes"
 dataloader.train.total_batch_size = 2
 model.roi_heads.num_classes = 4
-model.roi_heads.box_predictor.test_topk_per_image = 10
-model.roi_heads.mask_head.conv_dims = [32] * 5
+model.roi_heads.box_predictor.test_topk_per_image = 5
 train.max_iter = 2
 """
 

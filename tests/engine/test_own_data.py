@@ -23,6 +23,7 @@ MASK = "quick_schedules/mask_rcnn_shapes_nl.yaml"
 KEYPOINT = "quick_schedules/keypoint_rcnn_people_nl.yaml"
 LAZY = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py"
 SHORT = ("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "MODEL.DEVICE", "cpu")
+SHORT += ("TEST.DETECTIONS_PER_IMAGE", "5")
 
 
 @pytest.fixture(autouse=True)

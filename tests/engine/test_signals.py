@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -118,6 +117,7 @@ def test_handlers_are_those_of_before_after_a_training(tmp_path):
 
 
 SCRIPT = """
+import signal
 import sys
 import time
 from pathlib import Path
@@ -140,6 +140,7 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     launch(main, 2, 1, 0, "auto", args=(sys.argv[1],))
 """
 
@@ -147,14 +148,14 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @needs_two_cores
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_several_processes_stop_at_the_same_iteration(number, tmp_path):
+def test_several_processes_stop_at_the_same_iteration(number, python, tmp_path):
     """Although the signal comes to the one alone that has launched them."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     for rank in "01":
         (tmp_path / rank).mkdir()
-    command = [sys.executable, str(script), str(tmp_path)]
+    command = [str(python), str(script), str(tmp_path)]
     process = subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

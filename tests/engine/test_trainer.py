@@ -31,8 +31,8 @@ def quick_cfg(kind: str, small_sets: dict[str, str], output: Path, *opts: str):
     datasets = ("DATASETS.TRAIN", f"('{small_sets[kind]}',)", "DATASETS.TEST")
     datasets += (f"('{small_sets[kind]}',)",)
     schedule = ("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", str(output))
-    device = ("MODEL.DEVICE", "cpu")
-    return load_cfg(CONFIG_FILES[kind], [*datasets, *schedule, *device, *opts])
+    quick = ("MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "5")
+    return load_cfg(CONFIG_FILES[kind], [*datasets, *schedule, *quick, *opts])
 
 
 def last_metrics(output: Path) -> dict[str, float]:

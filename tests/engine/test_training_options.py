@@ -33,7 +33,8 @@ def options(small_sets: dict[str, str], output: Path, *opts: object) -> CfgNode:
     ours = ("SOLVER.ACCUMULATE", "2", "MODEL_EMA.ENABLED", "True", "MODEL_EMA.DECAY", "0.5")
     grey = ("INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[103.5]", "MODEL.PIXEL_STD", "[57.4]")
     data = ("DATASETS.TRAIN", name, "DATASETS.TEST", name, "DATALOADER.NUM_WORKERS", "0")
-    return load_cfg(QUICK, [*data, *schedule, *ours, *grey, "MODEL.DEVICE", "cpu", *map(str, opts)])
+    quick = ("MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "5")
+    return load_cfg(QUICK, [*data, *schedule, *ours, *grey, *quick, *map(str, opts)])
 
 
 @pytest.fixture(scope="module")
