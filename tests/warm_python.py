@@ -31,7 +31,7 @@ CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 MODULES = ("nl_detectron.", "dev.soak.", "torch.distributed.run")
 arguments = sys.argv[1:]
-if arguments[:1] == ["-B"]:  # as spawn has it where PYTHONDONTWRITEBYTECODE is set
+while arguments[:1] in (["-B"], ["-u"]):  # as spawn and torchrun put it
     del arguments[0]
 is_known = arguments and (
     arguments[0].endswith(".py")

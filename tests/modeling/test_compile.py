@@ -59,6 +59,7 @@ def test_block(pairwise, sub_sample, checkpoint):
 def test_backbone(narrow_cfg):
     """A ResNet with two blocks and an FPN: one graph, no break, in training and inference."""
     narrow_cfg.MODEL.BACKBONE.NAME = "build_non_local_resnet_fpn_backbone"
+    narrow_cfg.MODEL.RESNETS.DEPTH, narrow_cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
     narrow_cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     narrow_cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     narrow_cfg.MODEL.FPN.OUT_CHANNELS = 8
