@@ -31,13 +31,15 @@ CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 MODULES = ("nl_detectron.", "dev.soak.", "torch.distributed.run")
 arguments = sys.argv[1:]
+if arguments[:1] == ["-B"]:  # as spawn has it where PYTHONDONTWRITEBYTECODE is set
+    del arguments[0]
 is_known = arguments and (
     arguments[0].endswith(".py")
     or (len(arguments) > 1 and arguments[0] == "-c")
     or (len(arguments) > 1 and arguments[0] == "-m" and arguments[1].startswith(MODULES))
 )
 if not is_known:
-    os.execv({python!r}, [{python!r}, *arguments])
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 files = [int(name) for name in os.listdir("/proc/self/fd")]
 files = [file for file in files if os.path.exists(f"/proc/self/fd/{{file}}")]  # but the listing's
 with socket.socket(socket.AF_UNIX) as server:
