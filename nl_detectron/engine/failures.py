@@ -67,7 +67,9 @@ def failures_named() -> Iterator[None]:
             why = f"{type(error).__name__}: {error}"
             if isinstance(error, dist.DistError) or type(error) is RuntimeError:
                 if _says(error, LATE) and (silent := processes.silent()):
-                    why = f"no answer from {few([processes.name(rank) for rank in silent])}: {error}"
+                    why = (
+                        f"no answer from {few([processes.name(rank) for rank in silent])}: {error}"
+                    )
                 elif _says(error, GONE):
                     why = f"another process has ended or is out of reach: {error}"
             _print(processes.name(comm.get_rank()), why)

@@ -97,7 +97,9 @@ def launch(
         main(*args)
         return
     if num_machines > 1:
-        print(f"Waiting for {num_machines} machines at {dist_url}, for {timeout} at most", flush=True)
+        print(
+            f"Waiting for {num_machines} machines at {dist_url}, for {timeout} at most", flush=True
+        )
     try:
         with _signals_sent_on():
             detectron2_launch(

@@ -40,7 +40,7 @@ if __name__ == "__main__":
     fault, rank, num_gpus, machines, machine, url = sys.argv[1:]
     launch(
         main, int(num_gpus), int(machines), int(machine), url,
-        args=(fault, int(rank)), timeout=timedelta(seconds=4),
+        args=(fault, int(rank)), timeout=timedelta(seconds=3),
     )
 """
 HOST = re.escape(socket.gethostname())
@@ -87,9 +87,13 @@ def free_url() -> str:
 @pytest.mark.parametrize(
     ("fault", "rank", "line"),
     [
-        ("killed", 1, "rank 1 of 2 {at}: ended by SIGKILL, as the kernel does where memory is full"),
+        (
+            "killed",
+            1,
+            "rank 1 of 2 {at}: ended by SIGKILL, as the kernel does where memory is full",
+        ),
         ("raises", 0, r"rank 0 of 2 {at}: KeyError: 'so and so\\nand more'"),
-        ("hangs", 0, "rank 1 of 2 {at}: no answer from rank 0 of 2 {at}: .* 4000ms .*"),
+        ("hangs", 0, "rank 1 of 2 {at}: no answer from rank 0 of 2 {at}: .* 3000ms .*"),
     ],
 )
 def test_the_rank_its_host_and_its_error_are_on_one_line(start, fault, rank, line):
