@@ -20,8 +20,9 @@ from torch import nn
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text, metadata_of_model
 from ..data.images import ImageError, read_image, to_format
-from ..engine.checks import check_threshold, device_type
+from ..engine.checks import check_threshold
 from ..engine.config import cfg_of_weights
+from ..engine.devices import check_device
 from ..errors import UsageError, did_you_mean, few
 from ..export.model import ExportedModel
 from ..export.runtimes import is_exported
@@ -340,13 +341,7 @@ def resolve_device(device: str | None) -> str:
     """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device_type(device)
-    if kind is None:
-        raise UsageError(f"device {device!r} is no device; use cuda or cpu", arguments=["device"])
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            f"device {device}: PyTorch sees no CUDA device here; use cpu", arguments=["device"]
-        )
+    check_device("device", device, arguments=("device",))
     return device
 
 
