@@ -53,7 +53,7 @@ class FiniteSteps(HookBase):
             model.register_forward_pre_hook(self._keep_batch),
             model.register_forward_hook(self._keep_losses),
         ]
-        self._parameters = dict(self._loop.model.named_parameters())
+        self._parameters = dict(model_of(self.trainer).named_parameters())
         if hasattr(self.trainer, "_trainer"):  # DefaultTrainer, whose hooks miss the moment
             self._loop.register_hooks([_AfterBackward(self)])
 
@@ -114,23 +114,29 @@ class FiniteSteps(HookBase):
 
     def _explain(self, *, together: bool) -> None:
         self._stop_watching()  # of which what follows is no part
-        files = [str(d.get("file_name", "?")) for batch in self._batches for d in batch]
+        broken = self._what_is_broken()
         if not together:  # no other process may come here, and write or compute with this one
             self._checkpointer.save_to_disk = True
-        mine = (self._first_module() if together or not self._computes_with_others() else "", files)
+        module = self._first_module() if together or not self._computes_with_others() else ""
+        files = [str(d.get("file_name", "?")) for batch in self._batches for d in batch]
+        mine = (module, files, broken)
         all_found = comm.all_gather(mine) if together else [mine]
-        module, images = next((pair for pair in all_found if pair[0]), mine)
+        module, images, broken = next((found for found in all_found if found[0]), mine)
         self._save()
-        broken = "losses"
-        if not self._losses:
-            broken = "proposals"
-        elif all_finite(self._losses):
-            broken = f"gradients ({few(not_finite(self._gradients()), 3)})"
+        if together:
+            comm.synchronize()  # as the first process saves, and one that ends would end it
         raise self._error(
             f"{broken} are not finite; first {module or 'unknown'}, of "
             f"the images {few(images, 16)}. The weights are still those of before and in "
             f"{self._folder}: resume with that folder as the output folder does this step once more"
         )
+
+    def _what_is_broken(self) -> str:
+        if not self._losses:
+            return "proposals"
+        if not all_finite(self._losses):
+            return "losses"
+        return f"gradients ({few(not_finite(self._gradients()), 3)})"
 
     def _error(self, message: str) -> UsageError:
         iteration = self.trainer.iter
