@@ -1,6 +1,7 @@
 """Whether numbers are finite, of many tensors at once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,3 +26,15 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     if all_finite(tensors.values()):
         return []
     return [name for name, tensor in tensors.items() if not all_finite([tensor])]
+
+
+def named_tensors(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in dictionaries and lists, each with the keys that lead to it."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from named_tensors(value, f"{name}.{key}")
+    elif isinstance(state, list | tuple):
+        for index, value in enumerate(state):
+            yield from named_tensors(value, f"{name}.{index}")

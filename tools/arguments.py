@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.engine import default_argument_parser
+from detectron2.engine import DEFAULT_TIMEOUT, default_argument_parser
 
 from nl_detectron.errors import UsageError
 from nl_detectron.inference import DTYPES, Predictor
@@ -26,6 +26,14 @@ def argument_parser() -> argparse.ArgumentParser:
         "'train' are trained on, the others evaluated on",
     )
     add_import_argument(parser)
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT.total_seconds(),
+        metavar="SECONDS",
+        help="how long one of several processes waits for the others before it ends the training "
+        "(default: %(default)s)",
+    )
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",

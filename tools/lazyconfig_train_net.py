@@ -8,6 +8,7 @@ On a machine without CUDA, --num-gpus is the number of CPU processes.
 """
 
 import argparse
+from datetime import timedelta
 
 from detectron2.engine import default_setup
 from omegaconf import DictConfig
@@ -45,7 +46,7 @@ def main() -> None:
     cfg = read(args)
     check_lazy_cfg(cfg, eval_only=args.eval_only, resume=args.resume)
     processes = (num_gpus, num_machines, args.machine_rank, args.dist_url)
-    launch(run, *processes, args=(args,))
+    launch(run, *processes, args=(args,), timeout=timedelta(seconds=args.timeout))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ MODEL.WEIGHTS can be a file that tools/export_model.py wrote, too.
 """
 
 import argparse
+from datetime import timedelta
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
@@ -56,7 +57,7 @@ def main() -> None:
         num_machines=num_machines,
     )
     processes = (num_gpus, num_machines, args.machine_rank, args.dist_url)
-    launch(run, *processes, args=(args,))
+    launch(run, *processes, args=(args,), timeout=timedelta(seconds=args.timeout))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import nn
 from ..config import renamed_keys
 from ..errors import few
 from ..files import AtomicPathManager, write_again
-from ..finite import not_finite
+from ..finite import named_tensors, not_finite
 from ..layers.options import LEARNED_OPTIONS
 from ..log import logger
 from .download import local_copy
@@ -88,6 +88,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         self.report: LoadReport | None = None
         self._must_be_complete = complete
         self._query: dict[str, list[str]] = {}
+        self._states: list[str] = []
         self._is_last = True
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -104,6 +105,7 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         local_copy(self.path_manager, address, trust=self.trust)
         resumes = checkpointables is None and bool(self.checkpointables)
         self._must_be_complete = self.complete or resumes
+        self._states = list(self.checkpointables) if checkpointables is None else checkpointables
         self._query = parse_qs(query)
         try:
             content = super().load(path, checkpointables)
@@ -214,6 +216,11 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             checkpoint["model"] = match_names(self.model.state_dict(), weights)
         weights = checkpoint["model"]  # whose names super() changes in place
         if problem := broken_numbers(weights):
+            self._go_on_or_raise(problem)
+        # Such as what an optimizer averages, which no step would mend.
+        states = [(key, checkpoint[key]) for key in self._states if key in checkpoint]
+        tensors = dict(pair for key, state in states for pair in named_tensors(state, key))
+        if problem := broken_numbers(tensors, "the training's state"):
             self._go_on_or_raise(problem)
         incompatible = super()._load_model(checkpoint)
         self.report = classify(self.model, weights, *incompatible)

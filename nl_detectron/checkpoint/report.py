@@ -107,13 +107,13 @@ class LoadReport:
         return "; ".join(wrong) or None
 
 
-def broken_numbers(weights: Mapping[str, Tensor]) -> str | None:
+def broken_numbers(weights: Mapping[str, Tensor], what: str = "the weights") -> str | None:
     """What is wrong with tensors that hold NaN or infinity, or None where none does."""
     wrong = not_finite(weights)
     if not wrong:
         return None
     return (
-        f"{len(wrong)} of {len(weights)} tensors of the weights hold NaN or infinity "
+        f"{len(wrong)} of {len(weights)} tensors of {what} hold NaN or infinity "
         f"({_first(wrong)}): what wrote them had broken down; take an earlier checkpoint"
     )
 

@@ -38,6 +38,7 @@ from .dataset_checks import (
     check_same_categories,
     warn_of_shared_files,
 )
+from .devices import check_device
 from .folder import check_free
 from .launch import num_cpu_cores
 from .own_data import dataset_names
@@ -130,7 +131,12 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
         UsageError: naming the value that cannot work and what to do.
     """
     train = cfg.train
+    device = check_device("train.device", str(train.device))
     if not eval_only:
+        if device == "cpu" and OmegaConf.select(train, "amp.enabled"):
+            raise UsageError(
+                f"train.amp.enabled True needs a CUDA device, but train.device is {train.device!r}"
+            )
         check_lazy_solver(cfg)
     check_best(
         train.get("best_metric", ""),
@@ -166,13 +172,7 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
 
 def _check_device(cfg: CfgNode, eval_only: bool, num_gpus: int, num_machines: int) -> None:
     name = cfg.MODEL.DEVICE
-    device = device_type(name)
-    if device is None:
-        raise UsageError(f"MODEL.DEVICE {name!r} is no device; use cuda or cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            f"MODEL.DEVICE is {name!r} but PyTorch sees no CUDA device here; use MODEL.DEVICE cpu"
-        )
+    device = check_device("MODEL.DEVICE", name)
     if device == "cpu" and cfg.SOLVER.AMP.ENABLED and not eval_only:
         raise UsageError("SOLVER.AMP.ENABLED True needs a CUDA device, but MODEL.DEVICE is 'cpu'")
     if torch.cuda.is_available():
@@ -347,15 +347,6 @@ def check_unused(key: str, folder: str) -> None:
         "with it; for a new one choose another folder, or remove this one",
         arguments=["resume"],
     )
-
-
-def device_type(name: str) -> str | None:
-    """ "cuda" or "cpu", or None for another device and for what is none."""
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        return None
-    return kind if kind in ("cuda", "cpu") else None
 
 
 def check_threshold(value: float) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.engine.train_loop import AMPTrainer, HookBase, SimpleTrainer
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.structures import ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -19,6 +20,7 @@ from ..finite import all_finite, not_finite
 from ..log import logger
 from .loop import loop_of, model_of
 from .resume import ExactResume
+from .signals import greatest_of_all
 
 SKIPPED_WARNING = 20  # steps in a row that a scaler has skipped
 
@@ -51,7 +53,7 @@ class FiniteSteps(HookBase):
             model.register_forward_pre_hook(self._keep_batch),
             model.register_forward_hook(self._keep_losses),
         ]
-        self._parameters = dict(self._loop.model.named_parameters())
+        self._parameters = dict(model_of(self.trainer).named_parameters())
         if hasattr(self.trainer, "_trainer"):  # DefaultTrainer, whose hooks miss the moment
             self._loop.register_hooks([_AfterBackward(self)])
 
@@ -59,12 +61,13 @@ class FiniteSteps(HookBase):
         self._batches, self._losses = [], []
 
     def after_backward(self) -> None:
-        tensors = self._losses
+        # Gradients have been summed over all processes, which therefore all come to the same.
         if self._scaler is None:
-            tensors = [*tensors, *self._gradients().values()]
-        if not all_finite(tensors):
-            # Gradients have been summed over all processes, which therefore all come here.
-            self._explain(together=self._scaler is None)
+            broken = not all_finite([*self._losses, *self._gradients().values()])
+        else:
+            broken = greatest_of_all(not all_finite(self._losses)) > 0
+        if broken:
+            self._explain(together=True)
 
     def after_step(self) -> None:
         if broken := not_finite(self._parameters):
@@ -111,21 +114,29 @@ class FiniteSteps(HookBase):
 
     def _explain(self, *, together: bool) -> None:
         self._stop_watching()  # of which what follows is no part
+        broken = self._what_is_broken()
+        if not together:  # no other process may come here, and write or compute with this one
+            self._checkpointer.save_to_disk = True
+        module = self._first_module() if together or not self._computes_with_others() else ""
         files = [str(d.get("file_name", "?")) for batch in self._batches for d in batch]
-        mine = (self._first_module(), files)
+        mine = (module, files, broken)
         all_found = comm.all_gather(mine) if together else [mine]
-        module, images = next((pair for pair in all_found if pair[0]), mine)
+        module, images, broken = next((found for found in all_found if found[0]), mine)
         self._save()
-        broken = "losses"
-        if not self._losses:
-            broken = "proposals"
-        elif all_finite(self._losses):
-            broken = f"gradients ({few(not_finite(self._gradients()), 3)})"
+        if together:
+            comm.synchronize()  # as the first process saves, and one that ends would end it
         raise self._error(
             f"{broken} are not finite; first {module or 'unknown'}, of "
             f"the images {few(images, 16)}. The weights are still those of before and in "
             f"{self._folder}: resume with that folder as the output folder does this step once more"
         )
+
+    def _what_is_broken(self) -> str:
+        if not self._losses:
+            return "proposals"
+        if not all_finite(self._losses):
+            return "losses"
+        return f"gradients ({few(not_finite(self._gradients()), 3)})"
 
     def _error(self, message: str) -> UsageError:
         iteration = self.trainer.iter
@@ -170,6 +181,11 @@ class FiniteSteps(HookBase):
         for handle in handles:
             handle.remove()
         return found[0] if found else ""
+
+    def _computes_with_others(self) -> bool:
+        kinds = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+        modules = self._loop.model.modules()
+        return comm.get_world_size() > 1 and any(isinstance(m, kinds) for m in modules)
 
     def _save(self) -> None:
         model = self._checkpointer.model

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -18,9 +19,10 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessException
 
-from ..errors import UsageError, usage_errors
+from ..errors import UsageError
+from .failures import exit_code_of, failures_named
 from .signals import SIGNALS
 
 
@@ -64,37 +66,69 @@ def launch(
     machine_rank: int = 0,
     dist_url: str | None = None,
     args: tuple[Any, ...] = (),
+    *,
+    timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
     """Runs ``main(*args)`` in processes: one a GPU or, without CUDA, on the CPU.
 
-    In a process that torchrun has started it runs there, and the other arguments mean nothing.
+    In a process that torchrun has started it runs there, and the arguments about processes and
+    machines mean nothing.
+
+    Of several processes one that fails ends all, with exit code 1 and a line that names it.
 
     Args:
         main: the function that each process runs; importable, as for :mod:`multiprocessing`.
         num_gpus_per_machine, num_machines, machine_rank, dist_url: see
             :func:`detectron2.engine.launch`.
+        timeout: how long a process waits for another one, at the start and later on.
+
+    Raises:
+        UsageError: if the arguments about machines cannot work.
     """
     if is_started_by_torchrun():
-        return _run_as_one_of_several(main, args)
+        return _run_as_one_of_several(main, args, timeout)
+    _check_machines(num_machines, machine_rank, dist_url)
     if num_gpus_per_machine > 1 and not torch.cuda.is_available():
         # Without it each process would start a thread for every core.
         threads = max(num_cpu_cores() // num_gpus_per_machine, 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    is_one = num_gpus_per_machine * num_machines == 1
+    num_processes = num_gpus_per_machine * num_machines
+    if num_processes == 1:
+        main(*args)
+        return
+    if num_machines > 1:
+        print(
+            f"Waiting for {num_machines} machines at {dist_url}, for {timeout} at most", flush=True
+        )
     try:
-        with contextlib.nullcontext() if is_one else _signals_sent_on():
+        with _signals_sent_on():
             detectron2_launch(
-                main if is_one else partial(_with_usage_errors, main),
+                partial(_with_failures_named, main),
                 num_gpus_per_machine,
                 num_machines=num_machines,
                 machine_rank=machine_rank,
                 dist_url=dist_url,
                 args=args,
+                timeout=timeout,
             )
-    except ProcessExitedException as error:
-        if error.exit_code != 2 and error.exit_code - 128 not in SIGNALS:
-            raise
-        sys.exit(error.exit_code)  # the process has said why
+    except ProcessException as error:
+        first_rank = machine_rank * num_gpus_per_machine
+        sys.exit(exit_code_of(error, first_rank=first_rank, num_processes=num_processes))
+
+
+def _check_machines(num_machines: int, machine_rank: int, dist_url: str | None) -> None:
+    if not 0 <= machine_rank < num_machines:
+        raise UsageError(
+            f"machine_rank {machine_rank} with num_machines {num_machines}: each machine has its "
+            f"own, from 0 to {num_machines - 1}",
+            arguments=["machine_rank", "num_machines"],
+        )
+    if num_machines > 1 and dist_url in (None, "auto"):
+        raise UsageError(
+            f"dist_url {dist_url} with num_machines {num_machines}: give each machine the same "
+            "tcp://HOST:PORT, a free port of the machine of rank 0",
+            arguments=["dist_url", "num_machines"],
+        )
 
 
 @contextlib.contextmanager
@@ -135,21 +169,22 @@ def ddp(model: nn.Module, device: str, **options: Any) -> nn.Module:
     return create_ddp_model(model, **options)
 
 
-@record  # so that torchrun's summary names the error
-def _run_as_one_of_several(main: Callable[..., object], args: tuple[Any, ...]) -> None:
+def _run_as_one_of_several(
+    main: Callable[..., object], args: tuple[Any, ...], timeout: timedelta
+) -> None:
     """What Detectron2's launch does in each process that it starts."""
     has_gpu = torch.cuda.is_available()
     local_rank = int(os.environ["LOCAL_RANK"])
-    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timeout)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     if has_gpu:
         torch.cuda.set_device(local_rank)
     comm.synchronize()
-    main(*args)
+    _with_failures_named(record(main), *args)  # so that torchrun's summary names the error
     dist.destroy_process_group()
 
 
-def _with_usage_errors(main: Callable[..., object], *args: Any) -> None:
+def _with_failures_named(main: Callable[..., object], *args: Any) -> None:
     # Of a process of several, only the exit code comes back.
-    with usage_errors():
+    with failures_named():
         main(*args)

@@ -25,6 +25,7 @@ from ..data.stream import as_it_is, stream_of, with_own_generator
 from ..data.training import annotations_in_files, usable_for_training
 from ..errors import UsageError
 from ..evaluation import log_tables
+from ..evaluation.memory import WithinMemory
 from ..log import logger
 from .averaging import WeightAveraging
 from .best import may_end_early, with_best
@@ -70,7 +71,9 @@ def evaluate(cfg: DictConfig, model: nn.Module, *, tables: bool = False) -> Orde
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
     loader, evaluator = _loader(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, loader, evaluator)
+    within = WithinMemory(model)
+    results = inference_on_dataset(within, loader, evaluator)
+    within.report()
     print_csv_format(results)
     if tables:
         log_tables(evaluator)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer, TrainerBase
+from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -125,7 +126,8 @@ def model_of(trainer: TrainerBase) -> nn.Module:
 def usage_errors_unlogged() -> Iterator[None]:
     """Keeps Detectron2's loop from logging a :class:`UsageError` with a traceback.
 
-    It logs each exception so, and raises it; of a UsageError the caller prints the one line.
+    It logs each exception so, and raises it; of a UsageError the caller prints the one line. Of
+    several processes :func:`.launch.launch` says which has failed, and why.
 
     Raises:
         UsageError: in the place of the error of a full disk.
@@ -133,6 +135,8 @@ def usage_errors_unlogged() -> Iterator[None]:
 
     def is_no_usage_error(record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
+        if error is not None and comm.get_world_size() > 1:
+            return False
         # Of numbers that are not finite, a hook makes a UsageError afterwards.
         return not (isinstance(error, UsageError | FloatingPointError) or disk_is_full(error))
 

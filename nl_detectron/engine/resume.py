@@ -5,6 +5,7 @@ the number of the iteration and the process, and what a sample draws from the se
 in the stream. So there is nothing to lose, and an evaluation in between disturbs nothing.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -105,6 +106,9 @@ class ExactResume(HookBase):
         seed_all(derive(self._seed, STEP, self.trainer.iter, comm.get_rank()))
 
     def after_train(self) -> None:
+        # An error in the last iteration is not to be taken for the end, and evaluated after.
+        if isinstance(sys.exc_info()[1], Exception | KeyboardInterrupt):
+            self.trainer.max_iter = max(self.trainer.max_iter, self.trainer.iter + 2)
         # Where nothing was left to train, the loop has counted one more than there are.
         if self.trainer.start_iter >= self.trainer.max_iter:
             self.trainer.iter = self.trainer.storage.iter = self.trainer.start_iter

@@ -47,7 +47,7 @@ class StopOnSignal(HookBase):
                 self._before[number] = signal.signal(number, self._told)
 
     def after_step(self) -> None:
-        if number := _greatest_of_all(self._number):
+        if number := greatest_of_all(self._number):
             self._stop(signal.Signals(number))
 
     def after_train(self) -> None:
@@ -81,7 +81,7 @@ class StopOnSignal(HookBase):
         sys.exit(128 + number)
 
 
-def _greatest_of_all(number: int) -> int:
+def greatest_of_all(number: int) -> int:
     """The greatest number that any process has, the same in all."""
     if comm.get_world_size() == 1:
         return number

@@ -31,6 +31,7 @@ from ..data.seeds import SAMPLER, derive, drawing_from
 from ..data.stream import as_it_is, stream_of, with_own_generator
 from ..data.training import annotations_in_files, usable_for_training
 from ..evaluation import build_evaluator, log_tables
+from ..evaluation.memory import WithinMemory
 from ..log import logger
 from ..solver import build_optimizer
 from .averaging import WeightAveraging
@@ -248,6 +249,16 @@ class Trainer(DefaultTrainer):
             results.update(cls.test_with_tta(cfg, model))
         if comm.is_main_process():
             verify(cfg, results)
+        return results
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> OrderedDict:
+        """As DefaultTrainer's; what does not fit into memory is tried smaller, and named."""
+        within = WithinMemory(model)
+        results = super().test(cfg, within, evaluators)
+        within.report()
         return results
 
     @classmethod

@@ -20,12 +20,14 @@ from torch import nn
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text, metadata_of_model
 from ..data.images import ImageError, read_image, to_format
-from ..engine.checks import check_threshold, device_type
+from ..engine.checks import check_threshold
 from ..engine.config import cfg_of_weights
+from ..engine.devices import check_device
 from ..errors import UsageError, did_you_mean, few
 from ..export.model import ExportedModel
 from ..export.runtimes import is_exported
 from ..log import logger
+from ..memory import predict_within_memory
 from ..structures import Attention
 from .ahead import Item, ahead
 from .attention import attend
@@ -143,10 +145,11 @@ class Predictor:
     def device(self) -> torch.device:
         return self.model.device  # type: ignore[return-value]
 
-    def __call__(self, image: np.ndarray | str | Path) -> Instances:
+    def __call__(self, image: np.ndarray | str | Path, *, name: str = "the image") -> Instances:
         """
         Args:
             image: uint8 (H, W, 3) in BGR order, as OpenCV reads, or a path.
+            name: of an array, for what is said of it.
 
         Returns:
             N instances in the image's pixels, on the CPU, by falling score: ``pred_boxes``,
@@ -154,14 +157,21 @@ class Predictor:
             a keypoint head ``pred_keypoints`` ((N, K, 3): x, y and score).
 
         Raises:
-            UsageError: if the image cannot be read or is no image the model can take.
+            UsageError: if the image cannot be read, is no image the model can take, or needs more
+                memory than there is. Before that it is tried smaller, and the log says so.
         """
+        if not isinstance(image, np.ndarray):
+            name = str(image)
         model_input = self._model_input(self.load(image))
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32),
         ):
-            outputs = self.model([model_input])[0]
+            outputs, divisor = predict_within_memory(self.model, model_input)
+        if outputs is None:
+            raise ImageError(f"{name} needs more memory than there is, at 1/{divisor} of its size")
+        if divisor > 1:
+            logger.warning(f"{name} did not fit into memory: predicted at 1/{divisor} of its size")
         if "instances" not in outputs:
             raise UsageError(f"{self.cfg.MODEL.META_ARCHITECTURE} models predict no instances")
         instances = outputs["instances"]
@@ -331,13 +341,7 @@ def resolve_device(device: str | None) -> str:
     """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device_type(device)
-    if kind is None:
-        raise UsageError(f"device {device!r} is no device; use cuda or cpu", arguments=["device"])
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            f"device {device}: PyTorch sees no CUDA device here; use cpu", arguments=["device"]
-        )
+    check_device("device", device, arguments=("device",))
     return device
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.structures import Instances
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from ..data.images import ImageError
 from ..engine.checks import check_output_dir
 from ..errors import UsageError, one_line
 from ..files import write_image
+from ..memory import is_out_of_memory
 from ..visualization import draw_attention, draw_attention_sheet, draw_instances
 from .ahead import ahead
 from .attention import check_has_blocks
@@ -59,7 +59,7 @@ def predict_files(
     """Writes each input with its predictions drawn on it below a folder, and shows progress.
 
     A few images are held at a time; see :meth:`Predictor.side_by_side`. A drawing is complete or
-    not there at all. A file that cannot be read, or is too large for the memory of the GPU, does
+    not there at all. A file that cannot be read, or needs more memory than there is, does
     not stop the others.
 
     Args:
@@ -87,7 +87,7 @@ def predict_files(
         if item.is_video:
             return None
         image = predictor.load(item.path)
-        return image, predictor(image)
+        return image, predictor(image, name=str(item.path))
 
     def write(item: Input, file: Path, predicted: tuple[np.ndarray, Instances] | None) -> None:
         if predicted is None:
@@ -176,12 +176,14 @@ def _for_each(
         try:
             write(item, output / item.output, future.result())
             summary.written += 1
-        except torch.OutOfMemoryError:
-            summary.failed.append(f"{item.path} is too large for the memory of the GPU")
         except UsageError as error:
             message = str(error)
             named = str(item.path) in message
             summary.failed.append(message if named else f"{item.path}: {message}")
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            summary.failed.append(f"{item.path} needs more memory than there is")
     return summary
 
 

@@ -63,4 +63,6 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     arguments = default_argument_parser().parse_args()
-    launch(main, arguments.num_gpus, dist_url="auto", args=(arguments,))
+    machines = (arguments.num_machines, arguments.machine_rank)
+    dist_url = arguments.dist_url if arguments.num_machines > 1 else "auto"
+    launch(main, arguments.num_gpus, *machines, dist_url, args=(arguments,))

@@ -11,7 +11,9 @@ from nl_detectron.engine import (
     load_cfg,
     load_lazy_cfg,
 )
+from nl_detectron.engine.devices import check_device
 from nl_detectron.errors import UsageError, usage_errors
+from nl_detectron.inference.predictor import resolve_device
 from tests.places import CONFIGS
 
 from .conftest import needs_two_cores
@@ -382,3 +384,32 @@ def test_configs_of_detectron2_are_trusted_as_its_code_is():
     config = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
     cfg = load_cfg(config)
     assert len(cfg.MODEL.ANCHOR_GENERATOR.SIZES) == 5
+
+
+def test_a_gpu_that_is_not_here_is_named_with_those_that_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "AB"[i])
+    assert check_device("key", "cuda") == check_device("key", "cuda:1") == "cuda"
+    assert check_device("key", "cpu") == "cpu"
+    here = r"cuda:9: there is no such device; here are cuda:0 \(A\), cuda:1 \(B\) and cpu"
+    with pytest.raises(UsageError, match=f"MODEL.DEVICE {here}"):
+        check("MODEL.DEVICE", "cuda:9")
+    lazy = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py"
+    with pytest.raises(UsageError, match=f"train.device {here}"):
+        check_lazy_cfg(load_lazy_cfg(lazy, ["train.device=cuda:9"]))
+    with pytest.raises(UsageError, match="device cuda:9: there is no such device"):
+        resolve_device("cuda:9")
+
+
+def test_lazy_configs_are_trained_on_a_device_that_can(tmp_path):
+    def check(*overrides: str) -> None:
+        cfg = load_lazy_cfg("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py", overrides)
+        check_lazy_cfg(cfg)
+
+    with pytest.raises(UsageError, match="train.device is 'cuda' but PyTorch sees no CUDA device"):
+        check("train.device=cuda")
+    with pytest.raises(UsageError, match="train.device 'gpu' is no device; use cuda or cpu"):
+        check("train.device=gpu")
+    with pytest.raises(UsageError, match="train.amp.enabled True needs a CUDA device"):
+        check("train.device=cpu", "train.amp.enabled=True")

@@ -44,10 +44,11 @@ def batches(broken_at=None, value=math.nan):
 
 
 class Small(SimpleTrainer):
-    def __init__(self, folder, loader, *, lr=0.01):
+    def __init__(self, folder, loader, *, lr=0.01, momentum=0.0):
         torch.manual_seed(0)
         model = Model()
-        super().__init__(model, loader, torch.optim.SGD(model.parameters(), lr=lr))
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+        super().__init__(model, loader, optimizer)
         self.checkpointer = NonLocalCheckpointer(model, str(folder), trainer=self)
         self.evaluated = []
         self.register_hooks(
@@ -143,6 +144,25 @@ def test_no_checkpoint_holds_what_is_no_number(tmp_path):
     torch.save({"model": checkpointer.model.state_dict()}, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"hold NaN or infinity \(last.bias\)"):
         NonLocalCheckpointer(Model()).load(str(tmp_path / "model.pth"))
+
+
+def test_a_state_of_the_optimizer_that_is_no_number_is_not_gone_on_with(tmp_path):
+    def small() -> Small:
+        trainer = Small(tmp_path, batches(), momentum=0.9)
+        trainer.checkpointer.resume_or_load("", resume=True)
+        return trainer
+
+    trainer = small()
+    trainer.train(0, 1)
+    trainer.optimizer.state[trainer.model.last.bias]["momentum_buffer"].fill_(math.inf)
+    trainer.checkpointer.save("model_0000001")
+    named = (
+        r"1 of .* tensors of the training's state .* \(trainer.optimizer.state.3.momentum_buffer\)"
+    )
+    with pytest.raises(CheckpointError, match=named):
+        small()
+    weights_alone = NonLocalCheckpointer(Model())
+    weights_alone.load(str(tmp_path / "model_0000001.pth"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

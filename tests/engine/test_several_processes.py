@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -93,6 +94,53 @@ def test_two_processes_train_a_whole_detector_as_one(run):
 
 @pytest.mark.slow
 @needs_two_cores
+def test_two_machines_train_as_two_processes_of_one_do(python, sets, tmp_path):
+    """Started one by one, with the addresses of each other, or by torchrun for each machine."""
+    own = [str(word) for word in (*NARROW, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()")]
+    data = ["shapes", str(sets["shapes"]), str(sets["shapes"].parent / "images")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    weights = []
+    for name in ("one", "two", "torchrun"):
+        output = ["OUTPUT_DIR", str(tmp_path / name)]
+        arguments = [*data, *output, *own]
+        url = free_address()
+        machines = ["--num-machines", "2", "--dist-url", f"tcp://{url}", "--machine-rank"]
+        torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        torchrun += ["--master-addr", "127.0.0.1", "--master-port", url.split(":")[1]]
+        commands = {
+            "one": [[SCRIPT, "--num-gpus", "2"]],
+            "two": [[SCRIPT, *machines, rank] for rank in "01"],
+            "torchrun": [[*torchrun, "--node-rank", rank, SCRIPT] for rank in "01"],
+        }[name]
+        started = [
+            subprocess.Popen(
+                [python, *command, *arguments],
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for command in commands
+        ]
+        for process in started:
+            said, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, said[-4000:]
+        assert (tmp_path / name / "log.txt.rank1").exists()
+        content = torch.load(tmp_path / name / "model_final.pth", weights_only=True)
+        weights.append(content["model"])
+    for name, value in weights[0].items():
+        for other in weights[1:]:
+            assert torch.equal(other[name], value), name
+
+
+def free_address() -> str:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.slow
+@needs_two_cores
 def test_two_processes_evaluate_as_one(run, weights):
     """Boxes, masks and keypoints, with weights that find something everywhere."""
     own = QUICK_WIDTH + ("MODEL.WEIGHTS", weights["people"])
@@ -123,3 +171,5 @@ def test_an_evaluation_in_training_is_of_the_checkpoint(run):
 QUICK_WIDTH = ("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN")
 QUICK_WIDTH += ("MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 16)
 QUICK_WIDTH += ("TEST.DETECTIONS_PER_IMAGE", 5, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+NARROW = ("MODEL.RESNETS.STEM_OUT_CHANNELS", 32, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32)
+NARROW += ("MODEL.RESNETS.WIDTH_PER_GROUP", 32, "MODEL.FPN.OUT_CHANNELS", 32)

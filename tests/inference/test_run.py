@@ -252,3 +252,26 @@ def test_the_tool_names_what_cannot_work(tool, weights, picture, tmp_path, argum
     options = ["--weights", weights["people"], "--output", tmp_path / "out", "--input", picture]
     code, _, err = tool("predict", *options, *arguments)
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_images_without_memory_for_them_are_made_smaller_or_named(
+    weights, tmp_path, monkeypatch, log
+):
+    unresized = ("INPUT.MIN_SIZE_TEST", "0")
+    predictor = Predictor(weights["shapes"], confidence_threshold=0, device="cpu", opts=unresized)
+    (tmp_path / "in").mkdir()
+    for name, size in {"a": (64, 64), "b": (64, 128), "c": (64, 2000)}.items():
+        cv2.imwrite(str(tmp_path / f"in/{name}.png"), np.full((*size, 3), 90, np.uint8))
+    real = predictor.model.forward
+
+    def forward(batch):
+        if batch[0]["image"][0].numel() > 64 * 64:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+        return real(batch)
+
+    monkeypatch.setattr(predictor.model, "forward", forward)
+    summary = predict_files(predictor, find_inputs([tmp_path / "in"]), tmp_path / "out")
+    assert summary.written == 2
+    [message] = summary.failed
+    assert message.endswith("c.png needs more memory than there is, at 1/4 of its size")
+    assert "b.png did not fit into memory: predicted at 1/2 of its size" in log.text
