@@ -4,7 +4,7 @@ With Detectron2's own start scores, boxes and masks are alike to the last digits
 of them come first, or pass a threshold, is then up to rounding, and says nothing about a model.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nl_detectron.layers import non_local_blocks
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-# Standard deviation and mean of each channel of what a layer gives; logits, but for the deltas'.
+# Standard deviation and mean of each channel of what a layer gives; logits, but for the deltas'
 INNER = (1.0, 0.0)
 LAST = {
     "objectness_logits": (4.0, 0.0),
@@ -31,7 +31,6 @@ DENSE = {"cls_score": (2.0, -6.0), "bbox_pred": (0.2, 0.0)}
 # Of a residual block's own part, which is the lesser one in trained networks. Otherwise differences
 # grow with each block, those of rounding too: 700 times in 16 blocks.
 BRANCH = 0.2
-BACKGROUND = 5.0  # the logit's mean
 
 Inputs = list[dict[str, Any]]  # as Detectron2's models take them
 
@@ -40,8 +39,7 @@ def decide(model: nn.Module, inputs: Inputs, *, seed: int = 0) -> nn.Module:
     """Gives a model of random weights contrast, from what its layers see in some images.
 
     Norms get the statistics of what they are first given, and layers without a norm the weights
-    with which each of their channels has a deviation and a mean: see :data:`LAST`. In a blank image
-    it then detects nothing.
+    with which each of their channels has a deviation and a mean: see :data:`LAST`.
 
     Args:
         model: of random weights; in evaluation mode after it.
@@ -53,7 +51,6 @@ def decide(model: nn.Module, inputs: Inputs, *, seed: int = 0) -> nn.Module:
     for block in blocks.values():
         block.reset_parameters(zero_init=False)
     hooks: dict[nn.Module, Any] = {}
-    classes: dict[nn.Module, Any] = {}
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         if isinstance(module, FrozenBatchNorm2d | _BatchNorm):
@@ -67,19 +64,11 @@ def decide(model: nn.Module, inputs: Inputs, *, seed: int = 0) -> nn.Module:
             std, mean = (DENSE if dense else LAST).get(last, INNER)
             hook = _Once(partial(_spread, std=std, mean=mean))
             hooks[module] = module.register_forward_hook(hook)
-            if last == "cls_score":
-                classes[module] = _Once(partial(_centre, mean=mean, dense=dense))
-    _run(model, inputs, hooks.values())
-    blank = [{"image": torch.zeros_like(inputs[0]["image"])}]
-    _run(model, blank, [m.register_forward_hook(hook) for m, hook in classes.items()])
-    return model
-
-
-def _run(model: nn.Module, inputs: Inputs, hooks: Iterable[Any]) -> None:
     with torch.no_grad():
         model.eval()(inputs)
-    for hook in hooks:
+    for hook in hooks.values():
         hook.remove()
+    return model
 
 
 class _Once:
@@ -110,12 +99,6 @@ def _spread(layer: nn.Module, x: Tensor, output: Tensor, *, std: float, mean: fl
     layer.weight.mul_(scale.view(shape))
     layer.bias.copy_((layer.bias - average) * scale + mean)
     return (output - average.view(_channels(output))) * scale.view(_channels(output)) + mean
-
-
-def _centre(layer: nn.Module, x: Tensor, output: Tensor, *, mean: float, dense: bool) -> None:
-    layer.bias += mean - output.mean(_others(output))
-    if not dense:
-        layer.bias[-1] += BACKGROUND
 
 
 def _others(output: Tensor) -> list[int]:
