@@ -100,12 +100,12 @@ def export_model(
     cfg, model, known = _load(str(weights), config, opts, confidence_threshold, trust)
     check_output_dir("output", str(folder))
     images = list(images) or generated_images(people=cfg.MODEL.KEYPOINT_ON)
-    recorder = Recorder(model, _model_input(cfg, images[0]))
-    calibration = [_model_input(cfg, image).numpy() for image in images[:MOST_IMAGES] if int8]
+    recorder = Recorder(model, model_input(cfg, images[0]))
+    calibration = [model_input(cfg, image).numpy() for image in images[:MOST_IMAGES] if int8]
     precision = "int8" if int8 else "float32"
     metadata = describe(cfg, recorder.outputs, known, precision=precision)
     path = recorder.write(format, folder, metadata, calibration)
-    model_and_file = (_predictor(cfg, model), _predictor(cfg, ExportedModel(path)))
+    model_and_file = (predictor(cfg, model), predictor(cfg, ExportedModel(path)))
     if int8:
         result = Export(path, agreements=agreements(*model_and_file, images))
     else:
@@ -154,7 +154,7 @@ def _load(
     return cfg, model, metadata_of_model(cfg, from_text(content.get("vocabulary")))
 
 
-def _model_input(cfg: CfgNode, image: np.ndarray) -> torch.Tensor:
+def model_input(cfg: CfgNode, image: np.ndarray) -> torch.Tensor:
     """uint8 (3, H, W) of an image, resized as the config says."""
     size = cfg.INPUT.MIN_SIZE_TEST
     if size:
@@ -165,10 +165,12 @@ def _model_input(cfg: CfgNode, image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def _predictor(cfg: CfgNode, model: nn.Module) -> Callable[[np.ndarray], Instances]:
+def predictor(cfg: CfgNode, model: nn.Module) -> Callable[[np.ndarray], Instances]:
+    """A detector as a function of an image, uint8 (H, W, 3) in BGR order."""
+
     def predict(image: np.ndarray) -> Instances:
         height, width = image.shape[:2]
-        inputs = {"image": _model_input(cfg, image), "height": height, "width": width}
+        inputs = {"image": model_input(cfg, image), "height": height, "width": width}
         with torch.inference_mode():
             return model([inputs])[0]["instances"]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from .metadata import KEY, to_text
 from .model import HEAT_MAPS
+from .nms import recordable_nms
 from .quantize import quantize
 
 OPSET = 17
@@ -140,8 +141,11 @@ def _detect(model: nn.Module, inputs: list[dict[str, Tensor]]) -> Instances:
 
 @contextlib.contextmanager
 def _recording() -> Iterator[None]:
-    """Without gradients, and without the recorders' warnings of what is the same for all sizes."""
-    with torch.no_grad(), warnings.catch_warnings():
+    """Without gradients, by an NMS that can be recorded, and without the recorders' warnings.
+
+    They are of what is the same for all sizes.
+    """
+    with torch.no_grad(), recordable_nms(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
