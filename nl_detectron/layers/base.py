@@ -121,9 +121,9 @@ class BaseNonLocalBlock(CNNBlockBase):
             )
         self.reset_parameters(init=options.init, zero_init=options.zero_init)
 
-    def last_layer(self) -> nn.Module:
-        """The layer whose weight is zero in a block that adds nothing."""
-        return self.out if self.norm is None else self.norm
+    def last_weight(self) -> Tensor:
+        """What is zero in a block that adds nothing: gamma of ``norm`` or, without one, W_z."""
+        return self.out.weight if self.norm is None else self.norm.weight
 
     def reset_parameters(self, *, init: str = "normal", zero_init: bool) -> None:
         """Draws all parameters anew; see :class:`BlockOptions`."""
@@ -197,7 +197,7 @@ class BaseNonLocalBlock(CNNBlockBase):
             layers["phi"].load_state_dict(layers["theta"].state_dict())
 
     def _start_at_zero(self) -> None:
-        nn.init.zeros_(self.last_layer().weight)
+        nn.init.zeros_(self.last_weight())
 
     def _checked(self, x: Tensor) -> Tensor:
         """x as the layers before ``out`` take it: in autocast's dtype."""

@@ -27,11 +27,11 @@ class CrissCrossBlock(BaseNonLocalBlock):
     after it where one is asked for. Images only. Memory: (H + W) H W weights a pass.
     """
 
-    USES = (
+    USES: tuple[str, ...] = (
         *BaseNonLocalBlock.COMMON,
         *("inner_ratio", "use_scale", "norm", "init", "recurrence"),
     )
-    DIMENSIONS = (2,)
+    DIMENSIONS: tuple[int, ...] = (2,)
 
     def _build(self, options: BlockOptions) -> int:
         self.label = "criss-cross"

@@ -29,7 +29,7 @@ class DisentangledNonLocalBlock(NonLocalBlock):
     block, which adds its unary term from the start and so is no identity.
     """
 
-    USES = (
+    USES: tuple[str, ...] = (
         *BaseNonLocalBlock.COMMON,
         *("inner_ratio", "sub_sample", "use_scale", "norm", "init"),
         *("temperature", "pairwise_gate"),

@@ -23,7 +23,7 @@ class EfficientAttentionBlock(BaseNonLocalBlock):
     ``norm`` after it where one is asked for.
     """
 
-    USES = (*BaseNonLocalBlock.COMMON, "inner_ratio", "norm", "init")
+    USES: tuple[str, ...] = (*BaseNonLocalBlock.COMMON, "inner_ratio", "norm", "init")
 
     def _build(self, options: BlockOptions) -> int:
         self.label = "efficient"

@@ -16,7 +16,7 @@ class GlobalContextBlock(SimplifiedNonLocalBlock):
     is ``inner_ratio``: 1/16 or, better, 1/4.
     """
 
-    USES = (*SimplifiedNonLocalBlock.USES, "inner_ratio")
+    USES: tuple[str, ...] = (*SimplifiedNonLocalBlock.USES, "inner_ratio")
 
     def _build(self, options: BlockOptions) -> int:
         super()._build(options)

@@ -31,7 +31,7 @@ class NonLocalBlock(BaseNonLocalBlock):
     calling their ``forward``, so hooks on them do not run.
     """
 
-    USES = (
+    USES: tuple[str, ...] = (
         *BaseNonLocalBlock.COMMON,
         *("pairwise", "inner_ratio", "sub_sample", "use_scale", "norm", "init"),
     )
@@ -61,7 +61,7 @@ class NonLocalBlock(BaseNonLocalBlock):
 
     def _start_from_similarity(self) -> None:
         super()._start_from_similarity()
-        if self.w_f is not None:
+        if self.w_f is not None and self.theta is not None and self.phi is not None:
             # Weights that are not negative, times features after a ReLU: with signs at random,
             # one draw in two would start with an f that is zero everywhere, and stay there.
             nn.init.normal_(self.w_f, std=self.w_f.numel() ** -0.5)

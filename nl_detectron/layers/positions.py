@@ -45,10 +45,11 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(positions(x), weight.flatten(1), bias)
 
 
-def project_to_one(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def project_to_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """That of a convolution to a single channel, (N, 1, L), for which x is never copied."""
     weight = weight.flatten(1).to(x.dtype).expand(x.shape[0], -1, -1)
-    return torch.baddbmm(bias.to(x.dtype), weight, channels(x))
+    logits = torch.bmm(weight, channels(x))
+    return logits if bias is None else logits + bias.to(x.dtype)
 
 
 @torch.jit.unused

@@ -89,10 +89,10 @@ def test_starts_as_the_identity_and_learns(kind, dimension, options):
         block = KINDS[kind](CHANNELS, dimension=dimension, **options, **changes)
         z = block(x)
         assert torch.equal(z, x) != gated
-        assert bool(block.last_layer().weight.any()) == gated
+        assert bool(block.last_weight().any()) == gated
         z.square().sum().backward()
         if not gated:
-            assert block.last_layer().weight.grad.any()
+            assert block.last_weight().grad.any()
     drawn = KINDS[kind](CHANNELS, dimension=dimension, zero_init=False, **options)
     assert not torch.equal(drawn(x), x)
 
