@@ -276,7 +276,7 @@ def test_bad_options_are_named():
     with pytest.raises(ValueError, match="GlobalContexBlock'; did you mean GlobalContextBlock"):
         build_block(4, options=BlockOptions(block="GlobalContexBlock"))
     for dimension in (1, 3):
-        with pytest.raises(ValueError, match=f"dimension must be 2 for Criss.*got {dimension}"):
+        with pytest.raises(ValueError, match=f"dimension must be 2, got {dimension}, of a Criss"):
             CrissCrossBlock(4, dimension=dimension)
     for changes in (
         {"recurrence": 0},
