@@ -1,4 +1,4 @@
-"""The disentangled block of *Disentangled Non-Local Neural Networks* (ECCV 2020), sec. 3.3, eq. 8.
+"""The disentangled block of *Disentangled Non-Local Neural Networks* (ECCV 2020).
 
 Shape shorthand as in :mod:`.base`: N samples, L query and M key positions, D inner channels.
 """

@@ -1,4 +1,4 @@
-"""The block of *Efficient Attention: Attention with Linear Complexities* (WACV 2021), eq. 5 and 6.
+"""The block of *Efficient Attention: Attention with Linear Complexities* (WACV 2021).
 
 Shape shorthand as in :mod:`.base`: N samples, L positions, D inner channels.
 """
@@ -17,7 +17,7 @@ class EfficientAttentionBlock(BaseNonLocalBlock):
 
     rho_q is a softmax over the channels of each query, rho_k one over the positions of each
     channel of the keys; so each position draws from D maps of attention that all share. One head;
-    with it, this is the double attention of *A^2-Nets* (NeurIPS 2018), too, by its eq. 5 and 6.
+    with it, this is the double attention of *A^2-Nets* (NeurIPS 2018), too, by its equations.
 
     Children: ``theta`` (q), ``phi`` (k) and ``g``, 1x1 convolutions C -> D; ``out``, D -> C;
     ``norm`` after it where one is asked for.

@@ -1,4 +1,4 @@
-"""The global context block of *GCNet* (ICCVW 2019, TPAMI 2020), sec. 3.4, eq. 5."""
+"""The global context block of *GCNet* (ICCVW 2019), sec. 3.4."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""The simplified non-local block of *GCNet* (ICCVW 2019, TPAMI 2020), sec. 3.2, eq. 3.
+"""The simplified non-local block of *GCNet* (ICCVW 2019), sec. 3.2.
 
 Shape shorthand as in :mod:`.base`: N samples, C channels, L positions.
 """
