@@ -1,3 +1,4 @@
+from .asymmetric import AsymmetricNonLocalBlock
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock, block_kind, build_block
 from .criss_cross import CrissCrossBlock
 from .disentangled import DisentangledNonLocalBlock
@@ -13,6 +14,7 @@ __all__ = [
     "DISTRIBUTIONS",
     "NON_LOCAL_BLOCK_REGISTRY",
     "PAIRWISE_FUNCTIONS",
+    "AsymmetricNonLocalBlock",
     "BaseNonLocalBlock",
     "BlockOptions",
     "CrissCrossBlock",

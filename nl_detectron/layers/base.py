@@ -90,7 +90,7 @@ class BaseNonLocalBlock(CNNBlockBase):
         if dimension not in self.DIMENSIONS:
             *others, last = map(str, self.DIMENSIONS)
             allowed = f"{', '.join(others)} or {last}" if others else last
-            raise ValueError(f"dimension must be {allowed}, got {dimension!r}, of a {kind}")
+            raise ValueError(f"dimension must be {allowed}, got {dimension!r} ({kind})")
         self.inner_channels = inner_channels
         self.dimension = dimension
         self.grad_checkpoint = options.grad_checkpoint

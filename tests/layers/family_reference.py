@@ -91,7 +91,23 @@ def efficient(block: nn.Module, x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x + each(matrix @ g, block.out)
 
 
+def asymmetric(block: nn.Module, x: Tensor, size: tuple[int, ...]) -> Tensor:
+    maps = x.T.reshape(1, -1, *size)
+    sampled = torch.cat([F.adaptive_avg_pool2d(maps, n).flatten(2) for n in (1, 3, 6, 8)], dim=2)
+    assert sampled.shape[2] == 110
+    q, k, g = (
+        each(rows, c)
+        for rows, c in ((x, block.theta), *((sampled[0].T, c) for c in (block.phi, block.g)))
+    )
+    y = []
+    for query in q:
+        attention = softmax([block.scale * (query * key).sum() for key in k])
+        y.append(sum(a * v for a, v in zip(attention, g, strict=True)))
+    return x + each(torch.stack(y), block.out)
+
+
 REFERENCES = {
+    "AsymmetricNonLocalBlock": asymmetric,
     "SimplifiedNonLocalBlock": simplified,
     "GlobalContextBlock": global_context,
     "DisentangledNonLocalBlock": disentangled,

@@ -12,6 +12,7 @@ from nl_detectron import BlockOptions
 from nl_detectron.analysis import count_flops
 from nl_detectron.layers import (
     NON_LOCAL_BLOCK_REGISTRY,
+    AsymmetricNonLocalBlock,
     BaseNonLocalBlock,
     CrissCrossBlock,
     DisentangledNonLocalBlock,
@@ -43,7 +44,12 @@ FORMS = [
     ("EfficientAttentionBlock", 1, {}),
     ("EfficientAttentionBlock", 2, {"inner_ratio": 1.0}),
     ("EfficientAttentionBlock", 3, {}),
+    ("AsymmetricNonLocalBlock", 2, {}),
+    ("AsymmetricNonLocalBlock", 2, {"use_scale": False, "inner_ratio": 0.25}),
 ]
+# torch.export takes seconds for some; CI has all
+QUICK = ("GlobalContextBlock", "EfficientAttentionBlock")
+EXPORTED = [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in FAMILY]
 SIZES = {1: (7,), 2: (5, 3), 3: (2, 3, 5)}
 
 
@@ -191,12 +197,22 @@ def test_recomputation_gives_the_same_gradients(kind):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", FAMILY)
-def test_what_is_recorded_holds_for_other_sizes(kind):
+def test_a_trace_holds_for_other_sizes(kind):
+    block = random_block(kind)
+    traced = torch.jit.trace(block, random_map(2, 1, (8, 7)))
+    for samples, size in ((0, (5, 6)), (1, (12, 13)), (3, (9, 3)), (1, (4, 1))):
+        x = random_map(2, samples, size)
+        with torch.no_grad():
+            torch.testing.assert_close(traced(x), block(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_an_exported_program_holds_for_other_sizes(kind):
     block = random_block(kind)
     axes = {axis: Dim.DYNAMIC for axis in (0, 2, 3)}
     example = random_map(2, 2, (8, 7))
     exported = torch.export.export(block, (example,), dynamic_shapes={"x": axes}).module()
-    traced = torch.jit.trace(block, example[:1])
     for samples, size in (
         (0, (5, 6)),
         (1, (12, 13)),
@@ -205,7 +221,6 @@ def test_what_is_recorded_holds_for_other_sizes(kind):
         x = random_map(2, samples, size)
         with torch.no_grad():
             torch.testing.assert_close(exported(x), block(x), rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(traced(x), block(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", FAMILY)
@@ -228,6 +243,7 @@ def test_no_more_is_held_than_is_linear_in_positions(kind, monkeypatch):
 
     with Sizes():
         block(x).sum().backward()
+    # Of the criss-cross H + W weights; of the asymmetric one those of 110 keys, in a bounded tile
     per_position = 80 if kind == "CrissCrossBlock" else 3 * CHANNELS
     assert largest <= per_position * 40 * 40
 
@@ -247,6 +263,11 @@ def test_flops_are_the_closed_forms():
         + 2 * positions**2 * inner
         + positions * (channels + inner),
         "CrissCrossBlock": 2 * (2 * products + cross + positions * channels**2),
+        # Means along rows, then columns; the embeddings of 110 keys; the products with these
+        "AsymmetricNonLocalBlock": channels * (18 * positions + 110 * height)
+        + 2 * products
+        + 2 * 110 * channels * inner
+        + 2 * 110 * positions * inner,
         "EfficientAttentionBlock": 4 * products + 2 * positions * inner**2,
     }
     for kind in FAMILY:
@@ -275,8 +296,10 @@ def test_common_options_and_errors(kind):
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match="GlobalContexBlock'; did you mean GlobalContextBlock"):
         build_block(4, options=BlockOptions(block="GlobalContexBlock"))
+    with pytest.raises(ValueError, match="dimension must be 2, got 1 .Asymm"):
+        AsymmetricNonLocalBlock(4, dimension=1)
     for dimension in (1, 3):
-        with pytest.raises(ValueError, match=f"dimension must be 2, got {dimension}, of a Criss"):
+        with pytest.raises(ValueError, match=f"dimension must be 2, got {dimension} .Criss"):
             CrissCrossBlock(4, dimension=dimension)
     for changes in (
         {"recurrence": 0},
