@@ -10,19 +10,19 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from .layers import non_local_blocks
-from .layers.names import within_block
+from .layers.names import PAIRWISE_LAYERS, within_block
 from .log import logger
 
 OPTIMIZERS = ("SGD", "AdamW")
-PAIRWISE_LAYERS = ("theta", "phi", "w_f")  # of the pairwise function f in a NonLocalBlock
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Detectron2's SGD, or AdamW with the same handling of weight decay and gradient clipping.
 
-    ``SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR`` multiplies the learning rate of the layers of f in each
-    :class:`NonLocalBlock` (theta, phi and w_f), ``SOLVER.NON_LOCAL_OTHERS_LR_FACTOR`` that of
-    its others (g, out and norm). Where both are 1, the optimizer is the one without them.
+    ``SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR`` multiplies the learning rate of the layers in each
+    non-local block that say where it looks (:data:`PAIRWISE_LAYERS`: theta, phi and w_f in that of
+    the paper), ``SOLVER.NON_LOCAL_OTHERS_LR_FACTOR`` that of its others (g, out and norm). Where
+    both are 1, the optimizer is the one without them.
     ``SOLVER.REFERENCE_IMS_PER_BATCH``, unless 0, scales all learning rates to the batch.
 
     Raises:

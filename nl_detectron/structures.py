@@ -15,13 +15,14 @@ class AttentionMap:
     Attributes:
         point: the index of the query point.
         block: the block's name in the model, such as ``backbone.bottom_up.res4.nl4``.
-        pairwise: its pairwise function.
+        pairwise: its pairwise function, or what kind of block it is.
         query: the point, (x, y) in the image's pixels.
         weights: float32 (h, w).
         x_edges: where the columns of keys begin and end in the image, in pixels, (w + 1,). They can
             lie beyond the image, in what was padded.
         y_edges: the same of the rows, (h + 1,).
         instance: the index of the detected instance on whose grid a keypoint head's block works.
+        distribution: whether the weights are positive and sum to 1; by default as of ``pairwise``.
     """
 
     point: int
@@ -32,11 +33,14 @@ class AttentionMap:
     x_edges: np.ndarray
     y_edges: np.ndarray
     instance: int | None = None
+    distribution: bool | None = None
 
     @property
     def is_distribution(self) -> bool:
         """Whether the weights are positive and sum to 1; they are signed otherwise."""
-        return self.pairwise in DISTRIBUTIONS
+        if self.distribution is None:
+            return self.pairwise in DISTRIBUTIONS
+        return self.distribution
 
     def strongest(
         self, k: int, image_size: tuple[int, int] | None = None

@@ -16,6 +16,7 @@ PEOPLE = "quick_schedules/keypoint_rcnn_people_nl.yaml"
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"
 # Of each option a value other than its default
 OTHERS = {
+    "block": "GlobalContextBlock",
     "pairwise": "dot_product",
     "inner_ratio": 0.25,
     "sub_sample": False,
@@ -24,6 +25,9 @@ OTHERS = {
     "init": "similarity",
     "grad_checkpoint": True,
     "mask_padding": True,
+    "recurrence": 3,
+    "temperature": 0.05,
+    "pairwise_gate": True,
 }
 
 
@@ -41,7 +45,8 @@ def test_each_option_is_a_key_of_both_nodes_with_its_default():
         assert getattr(block_options(cfg.MODEL.NON_LOCAL), name) == value
     assert block_options(cfg.MODEL.NON_LOCAL) == BlockOptions(**OTHERS)
     assert block_options(cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL) == BlockOptions()
-    assert LEARNED_OPTIONS == ("PAIRWISE", "SUB_SAMPLE", "USE_SCALE")
+    learned = ("BLOCK", "PAIRWISE", "SUB_SAMPLE", "USE_SCALE")
+    assert (*learned, "RECURRENCE", "TEMPERATURE", "PAIRWISE_GATE") == LEARNED_OPTIONS
 
 
 def test_options_of_a_block_by_object_or_by_name():
@@ -134,6 +139,11 @@ def test_keys_of_before_are_read_with_their_old_meaning(tmp_path, log):
             + ["MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.MASK_PADDING", "True"],
             "MASK_PADDING True has no effect: the head's regions have no padding",
         ),
+        (
+            MASK,
+            ["MODEL.NON_LOCAL.RECURRENCE", "3"],
+            "MODEL.NON_LOCAL.RECURRENCE 3 has no effect with BLOCK NonLocalBlock",
+        ),
     ],
 )
 def test_keys_without_effect_are_named(config, opts, message, log, monkeypatch):
@@ -143,3 +153,13 @@ def test_keys_without_effect_are_named(config, opts, message, log, monkeypatch):
     with pytest.raises(ValueError, match="instances_train2017"):
         check_cfg(load_cfg(config, [*opts, "MODEL.WEIGHTS", ""]))
     assert note in log.text
+
+
+def test_options_that_the_kind_of_block_does_not_use_are_named():
+    node = "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL"
+    opts = [f"{node}.BLOCK", "GlobalContextBlock", f"{node}.INNER_RATIO", "0.25"]
+    opts += [f"{node}.USE_SCALE", "False"]
+    assert unused_options(load_cfg(PEOPLE, opts)) == [
+        f"{node}.USE_SCALE False has no effect with BLOCK GlobalContextBlock",
+        f"{node}.INIT similarity has no effect with BLOCK GlobalContextBlock",  # of the config
+    ]

@@ -16,6 +16,7 @@ from ..config import renamed_keys
 from ..errors import few
 from ..files import AtomicPathManager, write_again
 from ..finite import named_tensors, not_finite
+from ..layers import block_kind
 from ..layers.options import LEARNED_OPTIONS
 from ..log import logger
 from .download import local_copy
@@ -186,8 +187,9 @@ class NonLocalCheckpointer(DetectionCheckpointer):
         ours = self.cfg.MODEL.NON_LOCAL, self.cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL
         has_head = self.cfg.MODEL.KEYPOINT_ON
         for where, then, now in zip(("", "ROI_KEYPOINT_HEAD."), nodes, ours, strict=True):
+            used = block_kind(now.BLOCK).USES
             for key in LEARNED_OPTIONS if has_head or not where else ():
-                if then.get(key, now[key]) != now[key]:
+                if key.lower() in used and then.get(key, now[key]) != now[key]:
                     logger.warning(
                         f"The weights were trained with MODEL.{where}NON_LOCAL.{key} {then[key]}, "
                         f"but the config has {now[key]}: blocks do not compute what they have "

@@ -26,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from ..config import add_non_local_config, block_options
 from ..data.training import check_usable
 from ..errors import UsageError, did_you_mean
-from ..layers import build_block
+from ..layers import block_kind, build_block
+from ..layers.options import CONFIG_OPTIONS
 from ..log import logger
 from ..modeling.backbone import check_placement
 from ..modeling.keypoint_head import check_keypoint_head_placement
@@ -285,6 +286,8 @@ def unused_options(cfg: CfgNode) -> list[str]:
         where = f"MODEL.BACKBONE.NAME {backbone}: the build_non_local_* backbones have blocks"
         default = defaults.MODEL.NON_LOCAL
         unused += _set_in_vain("MODEL.NON_LOCAL", cfg.MODEL.NON_LOCAL, default, where)
+    else:
+        unused += _not_of_the_block("MODEL.NON_LOCAL", cfg.MODEL.NON_LOCAL, defaults)
     if not in_head:
         where = f"MODEL.KEYPOINT_ON {cfg.MODEL.KEYPOINT_ON} and MODEL.ROI_KEYPOINT_HEAD.NAME "
         where += f"{head.NAME}: a NonLocalKeypointHead has blocks"
@@ -295,6 +298,9 @@ def unused_options(cfg: CfgNode) -> list[str]:
             "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.MASK_PADDING True has no effect: the head's regions "
             "have no padding; MODEL.NON_LOCAL.MASK_PADDING is for the backbone"
         )
+    if in_head:
+        name = "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL"
+        unused += _not_of_the_block(name, head.NON_LOCAL, defaults)
     for key in ("NON_LOCAL_PAIRWISE_LR_FACTOR", "NON_LOCAL_OTHERS_LR_FACTOR"):
         if cfg.SOLVER[key] != 1 and not (in_backbone or in_head):
             unused.append(f"SOLVER.{key} has no effect on a model without non-local blocks")
@@ -308,6 +314,14 @@ def _is_detectron2s(registry: Registry, name: str) -> bool:
 def _set_in_vain(name: str, node: CfgNode, default: CfgNode, where: str) -> list[str]:
     changed = [key for key in node if node[key] != default[key]]
     return [f"{name}.{key} {node[key]} has no effect with {where}" for key in changed]
+
+
+def _not_of_the_block(name: str, node: CfgNode, defaults: CfgNode) -> list[str]:
+    """A line on each option that is set, but of which the kind of block makes nothing."""
+    used = block_kind(node.BLOCK).USES
+    others = [key for key in CONFIG_OPTIONS if key.lower() not in used]
+    set_ones = [key for key in others if node[key] != _value(defaults, name)[key]]
+    return [f"{name}.{key} {node[key]} has no effect with BLOCK {node.BLOCK}" for key in set_ones]
 
 
 def check_weights(key: str, weights: str, output_dir: str, *, resume: bool) -> None:

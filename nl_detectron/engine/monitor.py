@@ -28,7 +28,8 @@ class NonLocalMonitor(HookBase):
     The scalars of the block ``res4.nl4`` are
 
     - ``non_local/res4.nl4/entropy``: the mean entropy of its attention relative to log M, from 0
-      (each query sees one key) to 1 (uniform attention); of the two exponential forms only.
+      (each query sees one key) to 1 (uniform attention); of attention that is a
+      distribution only.
     - ``non_local/res4.nl4/output_ratio``: how much it adds, ||z - x|| / ||x||.
 
     They are of a few query positions in the first image of the batch, hence cheap, and change
@@ -84,7 +85,7 @@ class NonLocalMonitor(HookBase):
                 return
             entropy = attention_entropy(affinity)
             storage.put_scalar(f"non_local/{name}/entropy", entropy, smoothing_hint=False)
-            if block.theta is not None:  # the Gaussian has no embeddings that could run away
+            if block.embeds_queries:  # which alone can run away
                 seen = keys ** attention_entropy(affinity.mean(dim=1))
                 self._warn_of_collapse(name, seen, keys)
 

@@ -144,8 +144,7 @@ def _load(
         )
     content = NonLocalCheckpointer(model, complete=True, trust=trust).load(weights)
     for name, block in non_local_blocks(model).items():
-        last = block.out if block.norm is None else block.norm
-        if not last.weight.any():
+        if not block.last_weight().any():
             raise UsageError(
                 f"weights {weights}: the non-local block {name} has not been trained, it still "
                 "does nothing; train it, or leave it out of the config",

@@ -169,7 +169,7 @@ def _look(
         _cell(y_edges, row) * x.shape[3] + _cell(x_edges, column)
         for column, row in queries.values()
     ]
-    x = x.to(block.g.weight.dtype)  # from what the layers around the block compute in
+    x = x.to(block.out.weight.dtype)  # from what the layers around the block compute in
     with torch.no_grad():
         affinity = block.affinity(x, torch.tensor(cells, dtype=torch.int64, device=x.device))[0]
     if block.sub_sample:
@@ -177,7 +177,10 @@ def _look(
         x_edges, y_edges = (np.append(e[:-1:2], e[-1]) for e in (x_edges, y_edges))
     rows = affinity.float().cpu().numpy().reshape(-1, len(y_edges) - 1, len(x_edges) - 1)
     return [
-        AttentionMap(point, name, block.pairwise, query, weights, x_edges, y_edges, instance)
+        AttentionMap(
+            *(point, name, block.label, query, weights, x_edges, y_edges, instance),
+            distribution=block.is_distribution,
+        )
         for (point, query), weights in zip(queries.items(), rows, strict=True)
     ]
 

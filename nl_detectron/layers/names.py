@@ -6,6 +6,8 @@ from torch import nn
 
 from .base import BaseNonLocalBlock
 
+# The layers of blocks of all kinds that make the weights with which positions draw on each other
+PAIRWISE_LAYERS = ("theta", "phi", "w_f", "conv_mask")
 IN_BLOCK = re.compile(r"(?:^|\.)nl\d+(?:\.(?P<rest>.*))?$")
 
 

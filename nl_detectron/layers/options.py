@@ -52,6 +52,10 @@ class BlockOptions:
             position draws on padding, and padded ones stay as they are. Not with a norm over the
             batch ("BN", "SyncBN"). A block on its own and those of a keypoint head, whose regions
             have no padding, do not ask for it.
+        recurrence: of a criss-cross block: how many times it is applied, with the same layers.
+        temperature: of a disentangled block: what the logits of the pairwise term are divided by.
+        pairwise_gate: of a disentangled block: multiply the pairwise term by a scalar that starts
+            at zero, in place of the last layer. That is the authors' block, and no identity.
 
     Raises:
         ValueError: if a value is none of the allowed ones.
@@ -67,6 +71,9 @@ class BlockOptions:
     zero_init: bool = _option(True, in_config=False)
     grad_checkpoint: bool = _option(False)
     mask_padding: bool = _option(False)
+    recurrence: int = _option(2, learned=True)
+    temperature: float = _option(1.0, learned=True)
+    pairwise_gate: bool = _option(False, learned=True)
 
     def __post_init__(self) -> None:
         for name, allowed in (("pairwise", PAIRWISE_FUNCTIONS), ("init", INITS)):
@@ -74,9 +81,16 @@ class BlockOptions:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if not 0 < self.inner_ratio < math.inf:
             raise ValueError(f"inner_ratio must be above 0, got {self.inner_ratio}")
-        for name in ("sub_sample", "use_scale", "zero_init", "grad_checkpoint", "mask_padding"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if not isinstance(self.recurrence, int) or self.recurrence < 1:
+            raise ValueError(f"recurrence must be a whole number from 1, got {self.recurrence!r}")
+        for option in fields(self):
+            if isinstance(option.default, bool) and not isinstance(
+                getattr(self, option.name), bool
+            ):
+                value = getattr(self, option.name)
+                raise ValueError(f"{option.name} must be True or False, got {value!r}")
 
 
 # Options that are keys of a config, in capitals

@@ -80,6 +80,8 @@ def test_a_config_that_can_work(dataset):
         (("MODEL.NON_LOCAL.PAIRWISE", "gausian"), "embedded_gaussian.*'gausian'"),
         (("MODEL.NON_LOCAL.NORM", "FrozenBN"), "FrozenBN.*zero start"),
         (("MODEL.NON_LOCAL.NORM", "XN"), "MODEL.NON_LOCAL: norm='XN'.*GN"),
+        (("MODEL.NON_LOCAL.BLOCK", "NonLocalBlok"), "'NonLocalBlok'; did you mean NonLocalBlock"),
+        (("MODEL.NON_LOCAL.RECURRENCE", "0"), "recurrence must be .* from 1, got 0"),
         (("MODEL.WEIGHTS.X", "3"), "command line: .*WEIGHTS"),
         (("MODEL.DEVICE", "gpu"), "MODEL.DEVICE 'gpu'"),
         (("MODEL.DEVICE", "meta"), "MODEL.DEVICE 'meta' is no device; use cuda or cpu"),

@@ -8,6 +8,7 @@ from torch import nn
 
 from nl_detectron import NonLocalBlock
 from nl_detectron.engine.monitor import NonLocalMonitor, attention_entropy
+from nl_detectron.layers import NON_LOCAL_BLOCK_REGISTRY, BlockOptions, build_block
 
 C = 8
 
@@ -64,6 +65,19 @@ def test_scalars(sub_sample):
     [(entropy, iteration)] = recorded["non_local/nl4/entropy"]
     assert entropy == pytest.approx(1, abs=1e-6) and iteration == 0  # logits are all zero
     assert recorded["non_local/nl4/output_ratio"][0][0] == 0  # the zero start
+
+
+@pytest.mark.parametrize("kind", [name for name, _ in NON_LOCAL_BLOCK_REGISTRY])
+def test_scalars_of_each_kind_of_block(kind, log):
+    model = Model()
+    model.backbone.nl4 = build_block(C, options=BlockOptions(block=kind))
+    recorded = train(model, 1, period=1)
+    [(entropy, _)] = recorded["non_local/nl4/entropy"]
+    # Weights are near 0: attention is even, over the 11 of 35 keys of a cross, or over all
+    expected = math.log(11) / math.log(35) if kind == "CrissCrossBlock" else 1
+    assert entropy == pytest.approx(expected, abs=1e-3)
+    assert recorded["non_local/nl4/output_ratio"][0][0] == 0
+    assert "collapsed" not in log.text
 
 
 def test_the_output_ratio():

@@ -1,0 +1,87 @@
+"""The criss-cross block of *CCNet* (ICCV 2019, TPAMI 2020), sec. 3.2 and 3.3.
+
+Shape shorthand: N samples, C channels, H x W positions, D inner channels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
+from .options import BlockOptions
+from .positions import project
+
+
+@NON_LOCAL_BLOCK_REGISTRY.register()
+class CrissCrossBlock(BaseNonLocalBlock):
+    """Attention of each position to its row and column, ``recurrence`` times with the same layers.
+
+    y_i = sum_j softmax_j(q_i^T k_j) x_j over the H + W - 1 positions j in the row or the column of
+    i, and z = x + out(y) is the next pass's x: two passes reach every position. Rows of the softmax
+    sum to 1, so the authors' values g and their gate gamma are one layer with ``out``, which is
+    gamma W_g here. They have D = C / 8 and no scale.
+
+    Children: ``theta`` (q) and ``phi`` (k), 1x1 convolutions C -> D; ``out``, C -> C; ``norm``
+    after it where one is asked for. Images only. Memory: (H + W) H W weights a pass.
+    """
+
+    USES: tuple[str, ...] = (
+        *BaseNonLocalBlock.COMMON,
+        *("inner_ratio", "use_scale", "norm", "init", "recurrence"),
+    )
+    DIMENSIONS: tuple[int, ...] = (2,)
+
+    def _build(self, options: BlockOptions) -> int:
+        self.label = "criss-cross"
+        self.recurrence = options.recurrence
+        self.scale = self.inner_channels**-0.5 if options.use_scale else 1.0
+        self.theta = self._conv(self.in_channels, self.inner_channels)
+        self.phi = self._conv(self.in_channels, self.inner_channels)
+        return self.in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As of every block; x: (N, C, H, W)."""
+        for _ in range(self.recurrence):
+            x = super().forward(x)
+        return x
+
+    def affinity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """The weights of the first pass, a distribution that is zero outside of the cross.
+
+        Args:
+            x: the block's input, (N, C, H, W).
+            queries: flat indices i of the positions to look from, int64 (Q,); by default all L.
+
+        Returns:
+            (N, Q, L).
+        """
+        x = self._for_projections(x)
+        cells = torch.arange(x.shape[2] * x.shape[3], device=x.device)
+        queries = cells if queries is None else queries
+        logits = torch.matmul(
+            project(x, self.theta.weight, self.theta.bias)[:, queries] * self.scale,
+            project(x, self.phi.weight, self.phi.bias).transpose(1, 2),
+        )
+        rows, columns = cells // x.shape[3], cells % x.shape[3]
+        off = (rows[queries, None] != rows) & (columns[queries, None] != columns)
+        return logits.masked_fill(off, -math.inf).softmax(-1)
+
+    def _aggregate(self, x: Tensor) -> Tensor:
+        """y, (N, L, C)."""
+        x = self._checked(x).permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
+        height, width = x.shape[1], x.shape[2]
+        q = F.linear(x, self.theta.weight.flatten(1), self.theta.bias) * self.scale
+        k = F.linear(x, self.phi.weight.flatten(1), self.phi.bias)
+        by_row = torch.matmul(q, k.transpose(2, 3))  # (N, H, W, W)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        by_column = torch.matmul(q, k.transpose(2, 3))  # (N, W, H, H)
+        cells = torch.arange(height, device=x.device)
+        itself = cells.unsqueeze(1) == cells  # in the row already
+        by_column = by_column.masked_fill(itself, -math.inf).transpose(1, 2)  # (N, H, W, H)
+        weights = torch.cat([by_row, by_column], dim=3).softmax(3).to(x.dtype)
+        y = torch.matmul(weights[..., :width], x)
+        by_column = torch.matmul(weights[..., width:].transpose(1, 2), x.transpose(1, 2))
+        y = y + by_column.transpose(1, 2)
+        return y.reshape(y.shape[0], height * width, self.in_channels)

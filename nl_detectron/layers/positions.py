@@ -1,0 +1,68 @@
+"""Maps as rows of positions and back, without copies where there need be none, for all recorders.
+
+Shape shorthand: N samples, C channels, S axes of space or time, L positions (the product of S).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .recording import is_recorded
+
+
+@torch.jit.unused
+def as_autocast(x: Tensor) -> Tensor:
+    """x in autocast's dtype where that is on, which leaves double precision alone."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
+
+
+def as_map(rows: Tensor, like: Tensor) -> Tensor:
+    """(N, channels, *S), channels last in memory, of rows (N, L, channels)."""
+    if is_recorded():
+        return _recorded_map(rows, like)
+    return rows.unflatten(1, like.shape[2:]).movedim(-1, 1)
+
+
+def positions(x: Tensor) -> Tensor:
+    """(N, L, C) of x (N, C, *S), a view where it can be."""
+    return channels(x).transpose(1, 2)
+
+
+def channels(x: Tensor) -> Tensor:
+    """(N, C, L) of x (N, C, *S), a view where it can be."""
+    if is_recorded():
+        return _recorded_channels(x)
+    return x.flatten(2)
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution's result, (N, L, channels), of x (N, C, *S), positions first in memory."""
+    return F.linear(positions(x), weight.flatten(1), bias)
+
+
+def project_to_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """That of a convolution to a single channel, (N, 1, L), for which x is never copied."""
+    weight = weight.flatten(1).to(x.dtype).expand(x.shape[0], -1, -1)
+    logits = torch.bmm(weight, channels(x))
+    return logits if bias is None else logits + bias.to(x.dtype)
+
+
+@torch.jit.unused
+def _recorded_map(rows: Tensor, like: Tensor) -> Tensor:
+    """:func:`as_map` with each size given: of unflatten, exporters write some down as numbers."""
+    return rows.transpose(1, 2).reshape(rows.shape[0], rows.shape[2], *like.shape[2:])
+
+
+@torch.jit.unused
+def _recorded_channels(x: Tensor) -> Tensor:
+    """:func:`channels` in steps for which no ONNX runtime infers an axis.
+
+    Of an empty tensor it could not.
+    """
+    samples, depth, length = x.shape[0], x.shape[1], math.prod(x.shape[2:])
+    return x.reshape(samples * depth, length).reshape(samples, depth, length)
