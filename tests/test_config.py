@@ -33,8 +33,9 @@ def test_each_option_is_a_key_of_both_nodes_with_its_default():
     names = {option.name for option in fields(BlockOptions)}
     assert names == {*OTHERS, "zero_init"}
     assert {key.lower() for key in CONFIG_OPTIONS} == set(OTHERS)
-    for node in (cfg.MODEL.NON_LOCAL, cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL):
-        assert set(node) == {"AFTER", *CONFIG_OPTIONS}
+    for name, node in block_nodes(cfg).items():
+        where = {"MODEL.NON_LOCAL": {"AFTER", "POSITION"}, "MODEL.FPN.NON_LOCAL": LEVELS}
+        assert set(node) == {*where.get(name, {"AFTER"}), *CONFIG_OPTIONS}
         assert block_options(node) == BlockOptions()
     for name, value in OTHERS.items():
         cfg.MODEL.NON_LOCAL[name.upper()] = value
