@@ -329,9 +329,7 @@ def _readers(cfg: CfgNode) -> dict[str, tuple[bool, str]]:
         where = f"MODEL.{head}.NAME {head_name}: a {reader} has blocks"
         if head == "ROI_BOX_HEAD" and model.ROI_HEADS.NAME == "Res5ROIHeads":
             is_read = False
-            where = (
-                f"MODEL.ROI_HEADS.NAME Res5ROIHeads, whose box head is res5: a {reader} has blocks"
-            )
+            where = "MODEL.ROI_HEADS.NAME Res5ROIHeads, whose box head is the ResNet's res5"
         if switch:
             is_read = is_read and model[switch]
             where = f"MODEL.{switch} {model[switch]} and {where}"
