@@ -20,16 +20,28 @@ RENAMED = {
 def add_non_local_config(cfg: CfgNode) -> None:
     """Adds the keys of non-local blocks and of ``SOLVER`` to a Detectron2 config, in place.
 
-    ``MODEL.NON_LOCAL`` is for the backbone and ``MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL`` for the
-    keypoint head. Besides ``AFTER`` both have the fields of :class:`BlockOptions`, in capitals.
+    ``MODEL.NON_LOCAL`` is for the ResNet, ``MODEL.FPN.NON_LOCAL`` for the pyramid, and the
+    ``NON_LOCAL`` of each RoI head for that head. Besides where blocks go, all have the fields of
+    :class:`BlockOptions`, in capitals.
     """
-    # The residual blocks of the ResNet after each of which a non-local block goes, "stage.index",
-    # negative indices from the stage's end. The default is the paper's for COCO: right before the
-    # last residual block of res4. Read by the build_non_local_* backbones only.
-    cfg.MODEL.NON_LOCAL = _block_node(["res4.-2"])
-    # The convolutions of the keypoint head, counted from 1, after each of which a non-local block
-    # goes. The default is the paper's "+4 in head". Read by NonLocalKeypointHead only.
-    cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL = _block_node([2, 4, 6, 8])
+    # AFTER: the residual blocks of the ResNet after each of which a non-local block goes,
+    # "stage.index", negative indices from the stage's end, or "stage" for each of a stage. The
+    # default is the paper's for COCO: right before the last residual block of res4.
+    # POSITION: "after_block", or "before_sum": inside of these residual blocks, between their last
+    # norm and the sum with the shortcut. Read by the build_non_local_* backbones only.
+    cfg.MODEL.NON_LOCAL = _block_node(AFTER=["res4.-2"], POSITION="after_block")
+    # LEVEL: that to which all levels of the FPN are resized, whose mean the block refines.
+    # ADD_MEAN: add the refined mean to each level, as Libra R-CNN does, and not only what the block
+    # adds to the mean, which is nothing at the start.
+    # Read by the build_non_local_pyramid_* backbones only.
+    cfg.MODEL.FPN.NON_LOCAL = _block_node(LEVEL="p4", ADD_MEAN=False)
+    # The convolutions of a head, counted from 1, after each of which a non-local block goes. The
+    # keypoint head's default is the paper's "+4 in head"; the other two follow it. Each is read by
+    # its own head only: NonLocalBoxHead (whose NUM_CONV is not to be 0), NonLocalMaskHead,
+    # NonLocalKeypointHead.
+    cfg.MODEL.ROI_BOX_HEAD.NON_LOCAL = _block_node(AFTER=[2, 4])
+    cfg.MODEL.ROI_MASK_HEAD.NON_LOCAL = _block_node(AFTER=[2, 4])
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL = _block_node(AFTER=[2, 4, 6, 8])
 
     # Datasets of one's own: [name, annotation file in COCO's format, folder of images] each; they
     # are registered when the config is loaded. See docs/own-data.md.
@@ -79,7 +91,7 @@ def add_non_local_config(cfg: CfgNode) -> None:
 
 
 def block_options(node: CfgNode) -> BlockOptions:
-    """The options in ``MODEL.NON_LOCAL`` or ``MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL``.
+    """The options in one of the nodes called ``NON_LOCAL``.
 
     Raises:
         ValueError: if a value is none of the allowed ones.
@@ -118,9 +130,24 @@ def renamed_options(opts: Sequence[Any]) -> tuple[list[Any], list[str]]:
     return renamed, [f"the config key {key} is called {RENAMED[key]} now" for key in keys]
 
 
-def _block_node(after: list[Any]) -> CfgNode:
-    node = CfgNode()
-    node.AFTER = after
+def block_nodes(cfg: CfgNode) -> dict[str, CfgNode]:
+    """The nodes of blocks of all parts of a model, by their names."""
+    model = cfg.MODEL
+    return {
+        "MODEL.NON_LOCAL": model.NON_LOCAL,
+        "MODEL.FPN.NON_LOCAL": model.FPN.NON_LOCAL,
+        "MODEL.ROI_BOX_HEAD.NON_LOCAL": model.ROI_BOX_HEAD.NON_LOCAL,
+        "MODEL.ROI_MASK_HEAD.NON_LOCAL": model.ROI_MASK_HEAD.NON_LOCAL,
+        "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL": model.ROI_KEYPOINT_HEAD.NON_LOCAL,
+    }
+
+
+def _block_node(**where: Any) -> CfgNode:
+    """
+    Args:
+        where: keys that say where blocks go.
+    """
+    node = CfgNode(where)
     for key, option in CONFIG_OPTIONS.items():
         node[key] = option.default
     return node

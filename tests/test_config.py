@@ -7,7 +7,7 @@ import yaml
 from detectron2.config import get_cfg
 
 from nl_detectron import BlockOptions, NonLocalBlock, add_non_local_config, insert_non_local
-from nl_detectron.config import block_options, renamed_keys
+from nl_detectron.config import block_nodes, block_options, renamed_keys
 from nl_detectron.engine import load_cfg
 from nl_detectron.engine.checks import check_cfg, unused_options
 from nl_detectron.layers.options import CONFIG_OPTIONS, LEARNED_OPTIONS
@@ -37,8 +37,9 @@ def test_each_option_is_a_key_of_both_nodes_with_its_default():
     names = {option.name for option in fields(BlockOptions)}
     assert names == {*OTHERS, "zero_init"}
     assert {key.lower() for key in CONFIG_OPTIONS} == set(OTHERS)
-    for node in (cfg.MODEL.NON_LOCAL, cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL):
-        assert set(node) == {"AFTER", *CONFIG_OPTIONS}
+    where = {"MODEL.NON_LOCAL": ("AFTER", "POSITION"), "MODEL.FPN.NON_LOCAL": ("LEVEL", "ADD_MEAN")}
+    for name, node in block_nodes(cfg).items():
+        assert set(node) == {*where.get(name, ["AFTER"]), *CONFIG_OPTIONS}
         assert block_options(node) == BlockOptions()
     for name, value in OTHERS.items():
         cfg.MODEL.NON_LOCAL[name.upper()] = value

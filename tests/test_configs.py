@@ -32,7 +32,10 @@ NEW_SOLVER = {
     "SOLVER.REFERENCE_IMS_PER_BATCH": 0,
 }
 TEN = [f"res3.{i}" for i in range(4)] + [f"res4.{i}" for i in range(6)]
-NEW_NODES = ("MODEL.NON_LOCAL.", "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.", "MODEL_EMA.")
+HEADS = ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD")
+NEW_NODES = ("MODEL.NON_LOCAL.", "MODEL.FPN.NON_LOCAL.", "MODEL_EMA.") + tuple(
+    f"MODEL.{head}.NON_LOCAL." for head in HEADS
+)
 NEW_DATA = {"DATASETS.OWN": [], "DATASETS.CLASSES": [], "DATASETS.KEYPOINT_FLIP_PAIRS": []}
 NEW_TEST = {"TEST.BEST_METRIC": "", "TEST.EARLY_STOPPING_PATIENCE": 0}
 NEW_KEYS = NEW_SOLVER | NEW_DATA | NEW_TEST
@@ -121,7 +124,7 @@ def test_equals_its_twin_but_for_the_keys_we_mean(name):
     assert flatten(ours.MODEL.NON_LOCAL) == expected_non_local(name)
     head = flatten(ours.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL)
     defaults = flatten(model_zoo.get_config(NAMES[0]).MODEL.NON_LOCAL)
-    assert head == {**defaults, "AFTER": [2, 4, 6, 8]}
+    assert head | {"POSITION": "after_block"} == {**defaults, "AFTER": [2, 4, 6, 8]}
     assert {key: flat[key] for key in NEW_KEYS} == NEW_KEYS
     assert unused_options(ours) == []
 

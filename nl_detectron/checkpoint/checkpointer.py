@@ -12,11 +12,11 @@ from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from torch import nn
 
-from ..config import renamed_keys
+from ..config import block_nodes, renamed_keys
 from ..errors import few
 from ..files import AtomicPathManager, write_again
 from ..finite import named_tensors, not_finite
-from ..layers import block_kind
+from ..layers import block_kind, non_local_blocks
 from ..layers.options import LEARNED_OPTIONS
 from ..log import logger
 from .download import local_copy
@@ -32,6 +32,15 @@ from .report import LoadReport, broken_numbers, classify
 from .safety.texts import read_yaml
 from .vocabulary import to_text
 from .writing import versions, write_safetensors
+
+# What is in the names of the blocks of each node of the config
+PARTS = {
+    "MODEL.NON_LOCAL": ".",
+    "MODEL.FPN.NON_LOCAL": ".backbone.nl",
+    "MODEL.ROI_BOX_HEAD.NON_LOCAL": ".box_head.",
+    "MODEL.ROI_MASK_HEAD.NON_LOCAL": ".mask_head.",
+    "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL": ".keypoint_head.",
+}
 
 
 class NonLocalCheckpointer(DetectionCheckpointer):
@@ -178,22 +187,23 @@ class NonLocalCheckpointer(DetectionCheckpointer):
             return
         try:
             trained, _ = renamed_keys(read_yaml(stored))
-            nodes = (
-                trained["MODEL"]["NON_LOCAL"],
-                trained["MODEL"]["ROI_KEYPOINT_HEAD"]["NON_LOCAL"],
-            )
+            if "NON_LOCAL" not in trained["MODEL"]:
+                return  # of a model without blocks, or not of ours
+            nodes = {name: _at(trained, name) for name in PARTS}
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
-            return  # of a model without blocks, or not of ours
-        ours = self.cfg.MODEL.NON_LOCAL, self.cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL
-        has_head = self.cfg.MODEL.KEYPOINT_ON
-        for where, then, now in zip(("", "ROI_KEYPOINT_HEAD."), nodes, ours, strict=True):
+            return
+        blocks, ours = non_local_blocks(self.model), block_nodes(self.cfg)
+        for node, part in PARTS.items():
+            then, now = nodes[node], ours[node]
+            if not any(part in f".{block}" for block in blocks):
+                continue
             used = block_kind(now.BLOCK).USES
-            for key in LEARNED_OPTIONS if has_head or not where else ():
-                if key.lower() in used and then.get(key, now[key]) != now[key]:
+            keys = [key for key in LEARNED_OPTIONS if key.lower() in used]
+            for key in (*keys, "ADD_MEAN"):
+                if key in now and then.get(key, now[key]) != now[key]:
                     logger.warning(
-                        f"The weights were trained with MODEL.{where}NON_LOCAL.{key} {then[key]}, "
-                        f"but the config has {now[key]}: blocks do not compute what they have "
-                        "learned"
+                        f"The weights were trained with {node}.{key} {then[key]}, but the config "
+                        f"has {now[key]}: blocks do not compute what they have learned"
                     )
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -244,3 +254,10 @@ class NonLocalCheckpointer(DetectionCheckpointer):
                 f"{problem}; allow_missing=True goes on all the same", arguments=["allow_missing"]
             )
         logger.warning(f"Going on as allow_missing says, although {problem}")
+
+
+def _at(config: Any, path: str) -> dict[str, Any]:
+    """The node of a loaded config; empty where older ones have none."""
+    for key in path.split("."):
+        config = config.get(key, {})
+    return dict(config)

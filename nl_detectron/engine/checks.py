@@ -23,14 +23,14 @@ from detectron2.modeling import (
 from fvcore.common.registry import Registry
 from omegaconf import DictConfig, OmegaConf
 
-from ..config import add_non_local_config, block_options
+from ..config import add_non_local_config, block_nodes, block_options
 from ..data.training import check_usable
 from ..errors import UsageError, did_you_mean
 from ..layers import block_kind, build_block
 from ..layers.options import CONFIG_OPTIONS
 from ..log import logger
 from ..modeling.backbone import check_placement
-from ..modeling.keypoint_head import check_keypoint_head_placement
+from ..modeling.heads import check_heads
 from ..solver import OPTIMIZERS, check_lr_factors
 from .best import check_best
 from .dataset_checks import (
@@ -57,6 +57,22 @@ REGISTRIES = {
     "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+}
+# Of each node of blocks in a head: the head's node, its registry, what switches it on, and ours
+HEADS = {
+    "MODEL.ROI_BOX_HEAD.NON_LOCAL": ("ROI_BOX_HEAD", ROI_BOX_HEAD_REGISTRY, "", "NonLocalBoxHead"),
+    "MODEL.ROI_MASK_HEAD.NON_LOCAL": (
+        "ROI_MASK_HEAD",
+        ROI_MASK_HEAD_REGISTRY,
+        "MASK_ON",
+        "NonLocalMaskHead",
+    ),
+    "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL": (
+        "ROI_KEYPOINT_HEAD",
+        ROI_KEYPOINT_HEAD_REGISTRY,
+        "KEYPOINT_ON",
+        "NonLocalKeypointHead",
+    ),
 }
 NORM_KEYS = (
     "MODEL.RESNETS.NORM",
@@ -212,16 +228,15 @@ def check_model(cfg: CfgNode) -> None:
         check_lr_factors(cfg)
         if cfg.MODEL.BACKBONE.NAME.startswith("build_non_local_"):
             check_placement(cfg)
-        if cfg.MODEL.KEYPOINT_ON and head.NAME == "NonLocalKeypointHead":
-            check_keypoint_head_placement(head.NON_LOCAL.AFTER, len(head.CONV_DIMS))
+        check_heads(cfg)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    for where, node in (("", cfg.MODEL.NON_LOCAL), ("ROI_KEYPOINT_HEAD.", head.NON_LOCAL)):
+    for name, node in block_nodes(cfg).items():
         try:
             # A small block stands for those of the model: its constructor knows what is allowed.
             build_block(32, options=block_options(node))
         except ValueError as error:
-            raise UsageError(f"MODEL.{where}NON_LOCAL: {error}") from error
+            raise UsageError(f"{name}: {error}") from error
     if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST:
         # Detectron2 takes COCO's 17 sigmas where none are given.
         num_sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or 17
@@ -275,36 +290,54 @@ def unused_options(cfg: CfgNode) -> list[str]:
 
     It says what would make the key count.
     """
-    head, backbone = cfg.MODEL.ROI_KEYPOINT_HEAD, cfg.MODEL.BACKBONE.NAME
-    # What others have registered may read the keys, too.
-    in_backbone = not _is_detectron2s(BACKBONE_REGISTRY, backbone)
-    in_head = cfg.MODEL.KEYPOINT_ON and not _is_detectron2s(ROI_KEYPOINT_HEAD_REGISTRY, head.NAME)
     defaults = get_cfg()
     add_non_local_config(defaults)
+    readers, default_nodes = _readers(cfg), block_nodes(defaults)
     unused = []
-    if not in_backbone:
-        where = f"MODEL.BACKBONE.NAME {backbone}: the build_non_local_* backbones have blocks"
-        default = defaults.MODEL.NON_LOCAL
-        unused += _set_in_vain("MODEL.NON_LOCAL", cfg.MODEL.NON_LOCAL, default, where)
-    else:
-        unused += _not_of_the_block("MODEL.NON_LOCAL", cfg.MODEL.NON_LOCAL, defaults)
-    if not in_head:
-        where = f"MODEL.KEYPOINT_ON {cfg.MODEL.KEYPOINT_ON} and MODEL.ROI_KEYPOINT_HEAD.NAME "
-        where += f"{head.NAME}: a NonLocalKeypointHead has blocks"
-        default = defaults.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL
-        unused += _set_in_vain("MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL", head.NON_LOCAL, default, where)
-    elif head.NON_LOCAL.MASK_PADDING:
-        unused.append(
-            "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.MASK_PADDING True has no effect: the head's regions "
-            "have no padding; MODEL.NON_LOCAL.MASK_PADDING is for the backbone"
-        )
-    if in_head:
-        name = "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL"
-        unused += _not_of_the_block(name, head.NON_LOCAL, defaults)
+    for name, node in block_nodes(cfg).items():
+        is_read, where = readers[name]
+        if not is_read:
+            unused += _set_in_vain(name, node, default_nodes[name], where)
+            continue
+        unused += _not_of_the_block(name, node, default_nodes[name])
+        if name in HEADS and node.MASK_PADDING:
+            unused.append(
+                f"{name}.MASK_PADDING True has no effect: the head's regions have no padding; "
+                "MODEL.NON_LOCAL.MASK_PADDING is for the backbone"
+            )
     for key in ("NON_LOCAL_PAIRWISE_LR_FACTOR", "NON_LOCAL_OTHERS_LR_FACTOR"):
-        if cfg.SOLVER[key] != 1 and not (in_backbone or in_head):
+        if cfg.SOLVER[key] != 1 and not any(is_read for is_read, _ in readers.values()):
             unused.append(f"SOLVER.{key} has no effect on a model without non-local blocks")
     return unused
+
+
+def _readers(cfg: CfgNode) -> dict[str, tuple[bool, str]]:
+    """Whether a node of blocks is read in this config, and what says so, by the node's name."""
+    model = cfg.MODEL
+    backbone = f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME}"
+    # What others have registered may read the keys, too.
+    others = not _is_detectron2s(BACKBONE_REGISTRY, model.BACKBONE.NAME)
+    ours = model.BACKBONE.NAME.startswith("build_non_local_")
+    in_pyramid = model.BACKBONE.NAME.startswith("build_non_local_pyramid_")
+    readers = {
+        "MODEL.NON_LOCAL": (others, f"{backbone}: the build_non_local_* backbones have blocks"),
+        "MODEL.FPN.NON_LOCAL": (
+            others and (in_pyramid or not ours),
+            f"{backbone}: the build_non_local_pyramid_* backbones have a block there",
+        ),
+    }
+    for name, (head, registry, switch, reader) in HEADS.items():
+        head_name = model[head].NAME
+        is_read = bool(head_name) and not _is_detectron2s(registry, head_name)
+        where = f"MODEL.{head}.NAME {head_name}: a {reader} has blocks"
+        if head == "ROI_BOX_HEAD" and model.ROI_HEADS.NAME == "Res5ROIHeads":
+            is_read = False
+            where = "MODEL.ROI_HEADS.NAME Res5ROIHeads, whose box head is the ResNet's res5"
+        if switch:
+            is_read = is_read and model[switch]
+            where = f"MODEL.{switch} {model[switch]} and {where}"
+        readers[name] = is_read, where
+    return readers
 
 
 def _is_detectron2s(registry: Registry, name: str) -> bool:
@@ -316,11 +349,11 @@ def _set_in_vain(name: str, node: CfgNode, default: CfgNode, where: str) -> list
     return [f"{name}.{key} {node[key]} has no effect with {where}" for key in changed]
 
 
-def _not_of_the_block(name: str, node: CfgNode, defaults: CfgNode) -> list[str]:
+def _not_of_the_block(name: str, node: CfgNode, default: CfgNode) -> list[str]:
     """A line on each option that is set, but of which the kind of block makes nothing."""
     used = block_kind(node.BLOCK).USES
     others = [key for key in CONFIG_OPTIONS if key.lower() not in used]
-    set_ones = [key for key in others if node[key] != _value(defaults, name)[key]]
+    set_ones = [key for key in others if node[key] != default[key]]
     return [f"{name}.{key} {node[key]} has no effect with BLOCK {node.BLOCK}" for key in set_ones]
 
 

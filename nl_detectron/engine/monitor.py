@@ -9,6 +9,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..layers import BaseNonLocalBlock, non_local_blocks
+from ..layers.names import short_name
 from ..log import logger
 
 
@@ -53,7 +54,7 @@ class NonLocalMonitor(HookBase):
                 f"period and num_queries must be at least 1, got {period} and {num_queries}"
             )
         self._period, self._num_queries, self._warn_until = period, num_queries, warn_until
-        self._blocks = {_scalar_name(name): m for name, m in non_local_blocks(model).items()}
+        self._blocks = {short_name(name): m for name, m in non_local_blocks(model).items()}
         self._handles: list = []
         self._warned: set[str] = set()
 
@@ -101,10 +102,3 @@ class NonLocalMonitor(HookBase):
                 'From random weights, use MODEL.NON_LOCAL.INIT "similarity" and a lower '
                 "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR, such as 0.1"
             )
-
-
-def _scalar_name(name: str) -> str:
-    """A block's name without the parts that all blocks of a model share, as in res4.nl4."""
-    for prefix in ("module.", "backbone.", "bottom_up."):
-        name = name.removeprefix(prefix)
-    return name

@@ -5,7 +5,10 @@ Only the asked rows of the affinity are computed, never the matrix of all pairs 
 Shape shorthand in this module:
     H, W: the block's input map
     h, w: the map of its keys: H, W or, where they are sub-sampled, half of it, rounded up
-    R: detected instances, whose 14x14 grids are the maps of blocks in the keypoint head
+    R: detected instances, whose 14x14 grids are the maps of blocks in the mask and keypoint heads
+
+Blocks of a box head are left out: their maps are of proposals, and which of these has become which
+detection is not known.
 """
 
 import threading
@@ -17,13 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.modeling.backbone import ResNet
-from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
+from detectron2.modeling.roi_heads import (
+    BaseKeypointRCNNHead,
+    BaseMaskRCNNHead,
+    FastRCNNConvFCHead,
+)
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import UsageError
 from ..layers import BaseNonLocalBlock, non_local_blocks
+from ..log import logger
+from ..modeling.pyramid import NonLocalFPN
 from ..structures import Attention, AttentionMap
 
 # PyTorch numbers hooks without regard to threads.
@@ -55,7 +64,7 @@ def attend(
     with _trace(model) as trace:
         instances = predict(image)
     rois = []
-    if instances.has("roi"):  # where there is a keypoint head
+    if instances.has("roi"):  # where there is a mask or keypoint head
         rois = instances.roi.tolist()
         instances.remove("roi")
     if points is None:
@@ -88,9 +97,15 @@ def attend(
 
 
 def check_has_blocks(model: nn.Module) -> None:
-    """Raises a UsageError if a model has no non-local block."""
-    if not non_local_blocks(model):
+    """Raises a UsageError if a model has no non-local block whose attention can be shown."""
+    blocks = non_local_blocks(model).keys()
+    if not blocks:
         raise UsageError("this model has no non-local blocks, so there is no attention to look at")
+    if not blocks - _box_head_blocks(model):
+        raise UsageError(
+            f"the only non-local blocks of this model are in its box head ({', '.join(blocks)}), "
+            "where they see proposals, of which no point of the image or detection is known"
+        )
 
 
 def check_points(points: Sequence[tuple[float, float]], image: np.ndarray) -> None:
@@ -109,7 +124,7 @@ class _Trace:
     """What passes through a model while it predicts on one image."""
 
     inputs: dict[str, tuple[BaseNonLocalBlock, Tensor]] = field(default_factory=dict)
-    roi_blocks: set[str] = field(default_factory=set)  # those within a keypoint head
+    roi_blocks: set[str] = field(default_factory=set)  # those within a mask or keypoint head
     padded: np.ndarray | None = None  # (H, W) of the backbone's input
 
 
@@ -141,10 +156,13 @@ def _trace(model: Any) -> Iterator[_Trace]:
         args[1][0].roi = torch.arange(len(args[1][0]), device=args[0].device)
 
     hooks = [hook(model.backbone, see_backbone)]
+    left_out = _box_head_blocks(model)
+    if left_out:
+        logger.warning(f"No attention of {', '.join(sorted(left_out))}: a box head sees proposals")
     for prefix, module in model.named_modules():
-        if isinstance(module, BaseNonLocalBlock):
+        if isinstance(module, BaseNonLocalBlock) and prefix not in left_out:
             hooks.append(hook_block(prefix, module))
-        elif isinstance(module, BaseKeypointRCNNHead):
+        elif isinstance(module, BaseMaskRCNNHead | BaseKeypointRCNNHead):
             hooks.append(hook(module, number_rois))
             trace.roi_blocks |= {f"{prefix}.{name}" for name in non_local_blocks(module)}
     try:
@@ -190,17 +208,30 @@ def _cell(edges: np.ndarray, position: float) -> int:
     return int(np.clip(np.searchsorted(edges, position, side="right") - 1, 0, len(edges) - 2))
 
 
+def _box_head_blocks(model: nn.Module) -> set[str]:
+    return {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, FastRCNNConvFCHead)
+        for name in non_local_blocks(module)
+    }
+
+
 def _stride(model: nn.Module, block: BaseNonLocalBlock) -> tuple[int, int] | None:
-    """Pixels of the model's input a step of the block's map, (y, x); None outside a ResNet.
+    """Pixels of the model's input a step of the block's map, (y, x); None outside a backbone.
 
     Not the quotient of the sizes, which is off where a convolution has rounded an odd size up.
     """
+    for fpn in (module for module in model.modules() if isinstance(module, NonLocalFPN)):
+        if fpn.block is block:
+            stride = fpn.output_shape()[fpn.level].stride
+            return stride, stride
     for resnet in (module for module in model.modules() if isinstance(module, ResNet)):
         stride = resnet.stem.stride
         for child in (child for stage in resnet.stages for child in stage):
-            if child is block:
+            stride *= child.stride  # a block after a residual block has none of its own
+            if any(module is block for module in child.modules()):
                 return stride, stride
-            stride *= child.stride
     return None
 
 

@@ -7,6 +7,8 @@ Shape shorthand in this module:
     P: bins of a region along each axis
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ROIAlign
@@ -70,15 +72,23 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
         elif type(module) is ROIAlign:
             module.__class__ = InferenceROIAlign
         if isinstance(module, nn.Conv2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            _convert(module, memory_format=torch.channels_last)
         if dtype == torch.float32 or not isinstance(module, LAYERS):
             continue
         if name.rpartition(".")[2] in OUTPUT_LAYERS:
             bases = (_SinglePrecision, type(module))
             module.__class__ = type(type(module).__name__, bases, {})
         else:
-            module.to(dtype)
+            _convert(module, dtype=dtype)
     return model
+
+
+def _convert(layer: nn.Module, **to: Any) -> None:
+    """As ``layer.to``, but for what a convolution has as its activation, which can be a block."""
+    activation = layer._modules.pop("activation", None)
+    layer.to(**to)
+    if activation is not None:
+        layer.add_module("activation", activation)
 
 
 class InferenceConv2d(Conv2d):

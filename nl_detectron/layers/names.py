@@ -8,6 +8,8 @@ from .base import BaseNonLocalBlock
 
 # The layers of blocks of all kinds that make the weights with which positions draw on each other
 PAIRWISE_LAYERS = ("theta", "phi", "w_f", "conv_mask")
+# What is between a residual block's name and that of a block before its sum
+BEFORE_SUM = re.compile(r"\.conv[23]\.activation(?=\.nl\d)")
 IN_BLOCK = re.compile(r"(?:^|\.)nl\d+(?:\.(?P<rest>.*))?$")
 
 
@@ -23,9 +25,25 @@ def within_block(name: str) -> str | None:
 
 
 def place_of(name: str) -> str:
-    """The place of a block, ``res4.4``, from its name, ``res4.nl4``."""
+    """The place of a block, ``res4.4``, from its name.
+
+    That is ``res4.nl4`` or, before the sum of the residual block, ``res4.4.conv3.activation.nl4``.
+    """
     stage, _, block = name.rpartition(".")
+    if inside := BEFORE_SUM.search(name):
+        return name[: inside.start()]
     return f"{stage}.{block.removeprefix('nl')}"
+
+
+def short_name(name: str) -> str:
+    """A block's name, without what all names share, as people read it.
+
+    ``backbone.bottom_up.res4.nl4`` is ``res4.nl4``; before the sum of ``res4.4``, it is
+    ``res4.4.nl4``.
+    """
+    for prefix in ("module.", "backbone.", "bottom_up."):
+        name = name.removeprefix(prefix)
+    return BEFORE_SUM.sub("", name)
 
 
 def non_local_blocks(model: nn.Module) -> dict[str, BaseNonLocalBlock]:

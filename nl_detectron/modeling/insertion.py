@@ -10,8 +10,11 @@ from torch import nn
 
 from ..layers import BaseNonLocalBlock, BlockOptions, build_block
 from ..layers.names import block_name
-from ..log import logger
+from .before_sum import has_block, insert_before_sum, last_convolution
+from .joining import insert_after
 from .padding import make_masking
+
+POSITIONS = ("after_block", "before_sum")
 
 # What keeps a list of a model's parameters from the time when it was made; the last one is what
 # fully_shard makes of a module.
@@ -27,21 +30,25 @@ def insert_non_local(
     model: nn.Module,
     after: Sequence[str] = ("res4.-2",),
     *,
+    position: str = "after_block",
     options: BlockOptions | None = None,
     **changes: Any,
 ) -> list[BaseNonLocalBlock]:
     """Inserts non-local blocks into a ResNet, in place.
 
-    A block after ``res4.4`` becomes the child ``nl4`` of ``res4``, between ``4`` and ``5``, so all
-    parameters that were there keep their names and pretrained weights load as before. A block in a
-    stage whose parameters are all frozen is frozen with it. Insert blocks before the optimizer is
-    built, which would not know of them otherwise.
+    A block after ``res4.4`` becomes the child ``nl4`` of ``res4``, between ``4`` and ``5``; one
+    before the sum of ``res4.4`` becomes its ``conv3.activation.nl4``. So all parameters that were
+    there keep their names and pretrained weights load as before. A block among parameters that are
+    all frozen is frozen with them. Insert blocks before the optimizer is built, which would not
+    know of them otherwise.
 
     Args:
         model: a Detectron2 ResNet, or any model that has exactly one inside.
         after: the residual blocks after each of which a block goes, ``"stage.index"``, where a
             negative index counts from the stage's end. ``"res4.-2"`` is right before the last
-            residual block of res4, the paper's choice for COCO.
+            residual block of res4, the paper's choice for COCO. ``"res4"`` is each of the stage.
+        position: "after_block", or "before_sum": inside of the named residual blocks, between the
+            last norm and the sum with the shortcut, where Global Context Networks have theirs.
         options: of the blocks; by default the paper's.
         changes: fields of :class:`BlockOptions` with other values than in ``options``.
 
@@ -51,30 +58,50 @@ def insert_non_local(
     Raises:
         TypeError: if one of ``changes`` is no option.
         ValueError: if ``model`` does not have exactly one ResNet, is or holds a wrapper for several
-            processes or devices, if a place in ``after`` does not exist or is taken, if an option
-            is out of its range, or if padding cannot be masked. The model is then unchanged.
+            processes or devices, if a place in ``after`` does not exist or is taken, if there is no
+            such ``position`` there, if an option is out of its range, or if padding cannot be
+            masked. The model is then unchanged.
     """
     options = replace(options or BlockOptions(), **changes)
-    _check_unwrapped(model)
+    check_position(position, options)
+    check_unwrapped(model)
     resnet = _find_resnet(model)
     stages = dict(zip(resnet.stage_names, resnet.stages, strict=True))
     places = resolve_placement(
         after, {name: len(_residual_blocks(stage)) for name, stage in stages.items()}
     )
-    taken = [
-        f"{stage}.{index}" for stage, index in places if block_name(index) in _names(stages[stage])
-    ]
-    if taken:
-        raise ValueError(f"there is already a non-local block after {', '.join(taken)}")
-    blocks = [
-        build_block(_residual_blocks(stages[stage])[index].out_channels, options=options)
-        for stage, index in places
-    ]
+    residuals = [_residual_blocks(stages[stage])[index] for stage, index in places]
+    before_sum = position == "before_sum"
+    for (stage, index), residual in zip(places, residuals, strict=True):
+        if before_sum:
+            last_convolution(residual)
+        if has_block(residual) if before_sum else block_name(index) in _names(stages[stage]):
+            where = "before the sum of" if before_sum else "after"
+            raise ValueError(f"there is already a non-local block {where} {stage}.{index}")
+    blocks = [build_block(residual.out_channels, options=options) for residual in residuals]
     if options.mask_padding:
         make_masking(resnet)
-    for (stage, index), block in zip(places, blocks, strict=True):
-        insert_after(stages[stage], str(index), block_name(index), block)
+    for (stage, index), residual, block in zip(places, residuals, blocks, strict=True):
+        if before_sum:
+            insert_before_sum(residual, block_name(index), block)
+        else:
+            insert_after(stages[stage], str(index), block_name(index), block)
     return blocks
+
+
+def check_position(position: str, options: BlockOptions) -> None:
+    """Checks where blocks go, and that blocks of these options can go there.
+
+    Raises:
+        ValueError: naming the value and the allowed ones.
+    """
+    if position not in POSITIONS:
+        raise ValueError(f"position must be one of {POSITIONS}, got {position!r}")
+    if options.mask_padding and position == "before_sum":
+        raise ValueError(
+            "mask_padding=True needs position='after_block': before the sum Detectron2's residual "
+            "block calls the block, which does not know the sizes of the images"
+        )
 
 
 def resolve_placement(
@@ -82,61 +109,55 @@ def resolve_placement(
 ) -> list[tuple[str, int]]:
     """Turns ``["res4.-2"]`` into ``[("res4", 4)]`` for stages of the given numbers of blocks.
 
+    A stage's name alone is each of its residual blocks, named once more or not.
+
     Raises:
-        ValueError: naming the value and the allowed ones, for anything that is not
-            ``"stage.index"``, an unknown stage, an index out of range, or a place named twice.
+        ValueError: naming the value and the allowed ones, for anything that is neither
+            ``"stage.index"`` nor a stage, an unknown stage, an index out of range, or a
+            ``"stage.index"`` that is there twice.
     """
     allowed = "; ".join(
         f"{stage}.0 to {stage}.{count - 1} (or {stage}.{-count} to {stage}.-1)"
         for stage, count in blocks_per_stage.items()
     )
+    allowed += f'; or whole stages, such as "{next(iter(blocks_per_stage), "res4")}"'
     places: list[tuple[str, int]] = []
-    for value in after:
-        stage, _, index = str(value).partition(".")
-        try:
-            position = int(index)
-        except ValueError:
-            raise ValueError(
-                f'a place for a non-local block is written "stage.index", such as "res4.-2"; got '
-                f"{value!r}. This ResNet has {allowed}"
-            ) from None
-        count = blocks_per_stage.get(stage, 0)
-        if not -count <= position < count:
-            raise ValueError(
-                f"no residual block {value!r} to put a non-local block after. This ResNet has "
-                f"{allowed}"
-            )
-        place = (stage, position % count)
-        if place in places:
-            raise ValueError(f"{value!r} puts a second non-local block after {stage}.{place[1]}")
-        places.append(place)
-    return places
+    singly: list[tuple[str, int]] = []
+    for value in map(str, after):
+        found = _resolve(value, blocks_per_stage, allowed)
+        if value not in blocks_per_stage:
+            if found[0] in singly:
+                raise ValueError(
+                    f"{value!r} puts a second non-local block after {found[0][0]}.{found[0][1]}"
+                )
+            singly += found
+        places += found
+    return list(dict.fromkeys(places))
 
 
-def insert_after(sequential: nn.Sequential, name: str, new_name: str, module: CNNBlockBase) -> None:
-    """Makes ``module`` the child ``new_name`` right after child ``name``, in place.
-
-    It takes the device and dtype of the sequential's parameters, its training mode, and is frozen
-    if all of those parameters are.
-    """
-    parameters = list(sequential.parameters())
-    module.to(parameters[0]).train(sequential.training)
-    if not any(p.requires_grad for p in parameters):
-        logger.warning(
-            f"The non-local block {new_name} ({module.in_channels} channels) is frozen like all "
-            "layers around it: it does nothing unless trained weights are loaded into it"
+def _resolve(
+    value: str, blocks_per_stage: Mapping[str, int], allowed: str
+) -> list[tuple[str, int]]:
+    """The places of one value."""
+    if value in blocks_per_stage:
+        return [(value, index) for index in range(blocks_per_stage[value])]
+    stage, _, index = value.partition(".")
+    try:
+        position = int(index)
+    except ValueError:
+        raise ValueError(
+            'a place for a non-local block is written "stage.index", such as "res4.-2", or '
+            f'"stage" for each of its blocks; got {value!r}. This ResNet has {allowed}'
+        ) from None
+    count = blocks_per_stage.get(stage, 0)
+    if not -count <= position < count:
+        raise ValueError(
+            f"no residual block {value!r} to put a non-local block after. This ResNet has {allowed}"
         )
-        module.freeze()
-    children = list(sequential.named_children())
-    for child_name, _ in children:
-        delattr(sequential, child_name)
-    for child_name, child in children:
-        sequential.add_module(child_name, child)
-        if child_name == name:
-            sequential.add_module(new_name, module)
+    return [(stage, position % count)]
 
 
-def _check_unwrapped(model: nn.Module) -> None:
+def check_unwrapped(model: nn.Module) -> None:
     """Refuses what would neither synchronise nor shard the parameters of new blocks."""
     kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
     wrapper = next((name for name in WRAPPERS if name in kinds), None)

@@ -8,6 +8,7 @@ from detectron2.data.catalog import Metadata
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..layers.names import short_name
 from ..structures import Attention, AttentionMap
 from .curves import figure_picture
 from .instances import draw_instances
@@ -184,4 +185,4 @@ def _aspect(image: np.ndarray) -> float:
 
 def _last_names(block: str) -> str:
     """A block's name without what all names share: ``res4.nl4``, ``keypoint_head.nl2``."""
-    return ".".join(block.split(".")[-2:])
+    return short_name(block).removeprefix("roi_heads.")

@@ -7,6 +7,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from nl_detectron import add_non_local_config, model_zoo
+from nl_detectron.config import block_nodes
 
 from .pages import blocks, read
 
@@ -38,11 +39,16 @@ def cfg() -> CfgNode:
 
 def test_the_table_of_blocks_has_all_keys_and_their_defaults(cfg):
     backbone, head, *shared = table("docs/blocks.md", "Keys")
-    for first, node in (
-        (backbone, cfg.MODEL.NON_LOCAL),
-        (head, cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL),
-    ):
-        assert dict([first, *shared]) == dict(node)
+    position, level, add_mean, box, mask = table("docs/blocks.md", "Places")
+    own = {
+        "MODEL.NON_LOCAL": [backbone, position],
+        "MODEL.FPN.NON_LOCAL": [level, add_mean],
+        "MODEL.ROI_BOX_HEAD.NON_LOCAL": [box],
+        "MODEL.ROI_MASK_HEAD.NON_LOCAL": [mask],
+        "MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL": [head],
+    }
+    for name, node in block_nodes(cfg).items():
+        assert dict([*own[name], *shared]) == dict(node), name
 
 
 def test_the_table_of_the_solver_has_all_new_keys_and_their_defaults(cfg):

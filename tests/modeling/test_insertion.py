@@ -44,7 +44,7 @@ def test_resolve_placement(after, expected):
         (["res6.0"], "'res6.0'.*res4.0 to res4.5 \\(or res4.-6 to res4.-1\\)"),
         (["res4.6"], "'res4.6'.*res4.0 to res4.5"),
         (["res4.-7"], "'res4.-7'.*res4.0 to res4.5"),
-        (["res4"], "\"stage.index\".*'res4'"),
+        (["res6"], "\"stage.index\".*'res6'"),
         (["res4.x"], "'res4.x'"),
         ([4], "4"),
         (["res4.4", "res4.-2"], "'res4.-2' puts a second non-local block after res4.4"),

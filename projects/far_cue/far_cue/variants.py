@@ -12,7 +12,7 @@ from torch import nn
 
 from nl_detectron import NonLocalBlock, NonLocalKeypointHead, add_non_local_config
 from nl_detectron.modeling.backbone import build_non_local_resnet_backbone
-from nl_detectron.modeling.insertion import insert_after
+from nl_detectron.modeling.joining import insert_after
 
 from .tasks import TASKS
 
