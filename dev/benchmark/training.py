@@ -43,10 +43,10 @@ def overhead_table(*, size: tuple[int, int], seconds: float, device: str) -> Tab
     """
     models = {}
     for name, infix in {"plain": "", "one block": "nl_"}.items():
-        models[name] = build_model(_cfg(infix, device))
+        models[name] = build_model(config_of(infix, device))
     # The same weights: the block starts at zero, so that both models do the same work around it.
     models["one block"].load_state_dict(models["plain"].state_dict(), strict=False)
-    inputs = _example(size)
+    inputs = example(size)
 
     rows = []
     for mode, make in {"training step": _training_step, "inference": _inference}.items():
@@ -91,7 +91,7 @@ def checkpoint_table(*, channels: int, size: tuple[int, int], seconds: float, de
     return Table(title, text, header, rows)
 
 
-def _cfg(infix: str, device: str) -> CfgNode:
+def config_of(infix: str, device: str) -> CfgNode:
     cfg = model_zoo.get_config(CONFIG.format(infix))
     cfg.defrost()
     cfg.MODEL.DEVICE = device
@@ -99,7 +99,7 @@ def _cfg(infix: str, device: str) -> CfgNode:
     return cfg
 
 
-def _example(size: tuple[int, int]) -> list[dict]:
+def example(size: tuple[int, int]) -> list[dict]:
     """A random image with instances, as Detectron2's models take it."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
