@@ -1,7 +1,8 @@
 """Random weights that decide: scores, boxes and masks far from each other, as trained ones have.
 
-With Detectron2's own start scores, boxes and masks are alike to the last digits, or saturated. Which
-of them come first, or pass a threshold, is then up to rounding, and says nothing about a model.
+With Detectron2's own start scores, boxes and masks are alike to the last digits, or saturated.
+Which of them come first, or pass a threshold, is then up to rounding, and says nothing about a
+model.
 """
 
 from collections.abc import Callable

@@ -62,7 +62,10 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         found = self.differences
         worst = [
-            max((getattr(row, name) for row in found if getattr(row, name) is not None), default=None)
+            max(
+                (getattr(row, name) for row in found if getattr(row, name) is not None),
+                default=None,
+            )
             for name in ("boxes", "scores", "keypoints")
         ]
         boxes, scores, keypoints = ("-" if value is None else f"{value:.1e}" for value in worst)

@@ -1,9 +1,9 @@
 """Non-maximum suppression class by class, as a graph has it.
 
-Torchvision's goes through the classes one by one where there are many boxes, but not for recorders:
-for them it moves each class to a place of its own, in single precision. With 80 classes and images
-of 1333 pixels a coordinate is rounded to 0.008 pixels there, by which boxes whose overlap is near the
-threshold stay or go.
+Torchvision's goes through the classes one by one where there are many boxes, but not for recorders.
+For them it moves each class to a place of its own, in single precision. With 80 classes and images
+of 1333 pixels a coordinate is rounded to 0.008 pixels there, by which boxes whose overlap is near
+the threshold stay or go.
 """
 
 import contextlib

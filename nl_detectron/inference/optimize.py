@@ -85,8 +85,9 @@ class InferenceConv2d(Conv2d):
     """Detectron2's Conv2d with NNPACK's Winograd kernel where that applies.
 
     That is for 3x3 convolutions of stride 1 in single precision on a CPU, in one thread: on large
-    maps of many channels it takes half of the time of oneDNN's or less. PyTorch itself chooses it on phones only. Not with
-    more threads: NNPACK has its own, for which those of the layers around it would wait.
+    maps of many channels it takes half of the time of oneDNN's or less. PyTorch itself chooses it
+    on phones only. Not with more threads: NNPACK has its own, for which those of the layers around
+    it would wait.
     """
 
     def forward(self, x: Tensor) -> Tensor:
