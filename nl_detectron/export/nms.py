@@ -33,7 +33,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     if not torch.onnx.is_in_onnx_export():
         return _one_by_one(boxes, scores, idxs, iou_threshold)
     count = torch.cat([idxs, idxs.new_zeros(1)]).max() + 1
-    own = torch.arange(count)[:, None] == idxs  # (classes, N)
+    classes = torch.arange(count)  # type: ignore[call-overload]  # recorded, as it is a tensor
+    own = classes[:, None] == idxs  # (classes, N)
     by_class = torch.where(own, scores, torch.full_like(scores, LOWEST))
     kept = _NonMaxSuppression.apply(boxes, by_class, iou_threshold)
     return kept[scores[kept].sort(descending=True)[1]]
