@@ -1,7 +1,8 @@
 """Random weights that decide: scores, boxes and masks far from each other, as trained ones have.
 
-With Detectron2's own start scores, boxes and masks are alike to the last digits, or saturated. Which
-of them come first, or pass a threshold, is then up to rounding, and says nothing about a model.
+With Detectron2's own start scores, boxes and masks are alike to the last digits, or saturated.
+Which of them come first, or pass a threshold, is then up to rounding, and says nothing about a
+model.
 """
 
 from collections.abc import Callable
@@ -97,13 +98,13 @@ class _Once:
         return self._hook(module, *inputs, *output)
 
 
-def _settle(norm: nn.Module, x: Tensor) -> None:
+def _settle(norm: Any, x: Tensor) -> None:
     variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance.clamp(min=1e-3))
 
 
-def _spread(layer: nn.Module, x: Tensor, output: Tensor, *, std: float, mean: float) -> Tensor:
+def _spread(layer: Any, x: Tensor, output: Tensor, *, std: float, mean: float) -> Tensor:
     deviation, average = torch.std_mean(output, dim=_others(output), correction=0)
     scale = std / deviation.clamp(min=1e-6)
     outputs_dim = 1 if isinstance(layer, nn.ConvTranspose2d) else 0

@@ -1,9 +1,9 @@
 """Non-maximum suppression class by class, as a graph has it.
 
-Torchvision's goes through the classes one by one where there are many boxes, but not for recorders:
-for them it moves each class to a place of its own, in single precision. With 80 classes and images
-of 1333 pixels a coordinate is rounded to 0.008 pixels there, by which boxes whose overlap is near the
-threshold stay or go.
+Torchvision's goes through the classes one by one where there are many boxes, but not for recorders.
+For them it moves each class to a place of its own, in single precision. With 80 classes and images
+of 1333 pixels a coordinate is rounded to 0.008 pixels there, by which boxes whose overlap is near
+the threshold stay or go.
 """
 
 import contextlib
@@ -33,7 +33,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     if not torch.onnx.is_in_onnx_export():
         return _one_by_one(boxes, scores, idxs, iou_threshold)
     count = torch.cat([idxs, idxs.new_zeros(1)]).max() + 1
-    own = torch.arange(count)[:, None] == idxs  # (classes, N)
+    classes = torch.arange(count)  # type: ignore[call-overload]  # recorded, as it is a tensor
+    own = classes[:, None] == idxs  # (classes, N)
     by_class = torch.where(own, scores, torch.full_like(scores, LOWEST))
     kept = _NonMaxSuppression.apply(boxes, by_class, iou_threshold)
     return kept[scores[kept].sort(descending=True)[1]]

@@ -94,9 +94,10 @@ def _convert(layer: nn.Module, **to: Any) -> None:
 class InferenceConv2d(Conv2d):
     """Detectron2's Conv2d with NNPACK's Winograd kernel where that applies.
 
-    That is for 3x3 convolutions of stride 1 in single precision on a CPU, in one thread: there it
-    takes half of the time of oneDNN's or less. PyTorch itself chooses it on phones only. Not with
-    more threads: NNPACK has its own, for which those of the layers around it would wait.
+    That is for 3x3 convolutions of stride 1 in single precision on a CPU, in one thread: on large
+    maps of many channels it takes half of the time of oneDNN's or less. PyTorch itself chooses it
+    on phones only. Not with more threads: NNPACK has its own, for which those of the layers around
+    it would wait.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,10 +117,16 @@ class InferenceConv2d(Conv2d):
             and (self.stride, self.dilation, self.groups) == (one, one, 1)
             and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
-            and x.numel() > 0
+            and _gains_from_winograd(x)
             and torch.get_num_threads() == 1
             and torch._nnpack_available()  # which also starts it
         )
+
+
+def _gains_from_winograd(x: Tensor) -> bool:
+    """Measured: with less to compute, changing the kernels' form takes longer than it saves."""
+    count, channels, height, width = x.shape
+    return channels >= 128 and count * height * width >= (1024 if count == 1 else 4096)
 
 
 class _SinglePrecision:

@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from nl_detectron import NonLocalBlock, Predictor
-from nl_detectron.inference import optimize_for_inference
+from nl_detectron.inference import optimize, optimize_for_inference
 from nl_detectron.inference.optimize import InferenceConv2d, InferenceROIAlign
 from tests.models import base_cfg, make_narrow
 
@@ -134,9 +134,10 @@ def test_training_mode_is_refused():
 @pytest.mark.parametrize("shape", [(0, 8, 5, 5), (1, 8, 1, 1), (1, 8, 2, 37), (3, 8, 31, 17)])
 @pytest.mark.parametrize("padding", [1, 2])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_convolutions(shape, padding, threads, with_threads):
+def test_convolutions(shape, padding, threads, with_threads, monkeypatch):
     """Winograd's sums, those of one thread, have some more rounding."""
     with_threads(threads)
+    monkeypatch.setattr(optimize, "_gains_from_winograd", lambda x: x.numel() > 0)
     conv = Conv2d(8, 12, 3, padding=padding, norm=get_norm("BN", 12), activation=F.relu).eval()
     randomized(conv)
     expected = copy.deepcopy(conv).double()
@@ -149,11 +150,34 @@ def test_convolutions(shape, padding, threads, with_threads):
         assert torch.allclose(y.double(), reference, atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "gains"),
+    [
+        ((1, 256, 32, 32), True),
+        ((1, 256, 31, 32), False),
+        ((1, 64, 200, 200), False),
+        ((20, 256, 14, 14), False),
+        ((30, 256, 14, 14), True),
+        ((0, 256, 14, 14), False),
+    ],
+)
+def test_winograd_is_for_large_maps_of_many_channels(shape, gains):
+    assert optimize._gains_from_winograd(torch.empty(shape, device="meta")) is gains
+
+
+def test_roi_align_of_a_small_map_is_torchvisions():
+    x, rois = torch.randn(1, 4, 9, 9), torch.tensor([[0, 1.0, 2, 50, 60]])
+    stock = ROIAlign((7, 7), 1 / 8, 0, True)
+    fast = optimize_for_inference(nn.Sequential(copy.deepcopy(stock)).eval())[0]
+    assert torch.equal(fast(x, rois), stock(x, rois))
+
+
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_roi_align(aligned, sampling_ratio, channels_last):
+def test_roi_align(aligned, sampling_ratio, channels_last, monkeypatch):
     """Regions inside, across and outside the map, thin, empty and turned inside out."""
+    monkeypatch.setattr(optimize, "SMALL_MAP", 0)
     x = torch.randn(3, 5, 19, 26)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)

@@ -1,0 +1,71 @@
+"""The table of exported files beside their models, in a short form."""
+
+import sys
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from dev.decided import decide
+from dev.export_parity import HEADERS, ITSELF, MODELS, Row, coco_cfg, main, rows, table
+from nl_detectron.errors import UsageError
+from nl_detectron.export.parity import Difference
+from nl_detectron.model_zoo import list_configs
+from tests.examples import example
+from tests.models import make_narrow
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+def narrow_cfg(name: str):
+    cfg = make_narrow(coco_cfg(name), stem=16, res2=32, width=8)
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 160
+    return cfg
+
+
+def test_models_are_of_the_zoo():
+    assert set(MODELS.values()) <= set(list_configs())
+
+
+@pytest.mark.parametrize(("name", "format"), [("mask", "onnx"), ("retinanet", "torchscript")])
+def test_narrow_models_are_the_same_as_files(name, format):
+    if format == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    itself, exported = rows(name, narrow_cfg(name), [format])
+    assert itself.format == ITSELF and exported.format == format
+    assert len(exported.differences) == 4 and exported.passes
+    assert sum(row.counts[0] for row in exported.differences) > 20
+
+
+def test_random_weights_decide():
+    """Scores far from each other, and in the order of none but the best class."""
+    model = decide(build_model(narrow_cfg("mask")), example(training=False))
+    found = model(example(training=False))[0]["instances"]
+    assert len(found) > 10 and len(found.pred_classes.unique()) > 5
+    gaps = -found.scores.diff()
+    assert found.scores[0] < 1 and gaps.median() > 1e-4
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_row_says_the_worst_of_all_images():
+    same = Difference("1", (2, 2), same_classes=True, boxes=1e-4, scores=1e-6, masks=0.999)
+    other = Difference("2", (3, 3), same_classes=True, boxes=1e-3, scores=1e-7, masks=1.0)
+    row = Row("mask", "onnx", [same, other])
+    assert row.passes
+    assert row.cells() == (
+        *("mask", "onnx", "2", "5", "5", "1.0e-03", "1.0e-06", "0.9990", "-", "ok"),
+    )
+    worse = Row("mask", "onnx", [same, Difference("2", (3, 2), same_classes=False)])
+    assert worse.cells()[-1] == "DIFFERS"
+    text = table([row, worse])
+    assert all(header in text for header in HEADERS) and text.count("\n") == 3
+
+
+@pytest.mark.parametrize(("option", "value"), [("models", "yolo"), ("formats", "tflite")])
+def test_unknown_names_are_refused(option, value, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["export_parity", f"--{option}", value])
+    with pytest.raises(UsageError, match=f"{option} must be some of .*got '{value}'"):
+        main()
