@@ -83,5 +83,5 @@ class CrissCrossBlock(BaseNonLocalBlock):
         weights = torch.cat([by_row, by_column], dim=3).softmax(3).to(x.dtype)
         y = torch.matmul(weights[..., :width], x)
         by_column = torch.matmul(weights[..., width:].transpose(1, 2), x.transpose(1, 2))
-        y = y + by_column.transpose(1, 2)
+        y += by_column.transpose(1, 2)
         return positions(y.permute(0, 3, 1, 2))
