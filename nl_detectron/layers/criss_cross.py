@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .options import BlockOptions
-from .positions import project
+from .positions import positions, project
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()
@@ -71,7 +71,7 @@ class CrissCrossBlock(BaseNonLocalBlock):
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, C)."""
         x = self._checked(x).permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
-        height, width = x.shape[1], x.shape[2]
+        height, width = x.shape[1:3]
         q = F.linear(x, self.theta.weight.flatten(1), self.theta.bias) * self.scale
         k = F.linear(x, self.phi.weight.flatten(1), self.phi.bias)
         by_row = torch.matmul(q, k.transpose(2, 3))  # (N, H, W, W)
@@ -83,5 +83,5 @@ class CrissCrossBlock(BaseNonLocalBlock):
         weights = torch.cat([by_row, by_column], dim=3).softmax(3).to(x.dtype)
         y = torch.matmul(weights[..., :width], x)
         by_column = torch.matmul(weights[..., width:].transpose(1, 2), x.transpose(1, 2))
-        y = y + by_column.transpose(1, 2)
-        return y.reshape(y.shape[0], height * width, self.in_channels)
+        y += by_column.transpose(1, 2)
+        return positions(y.permute(0, 3, 1, 2))

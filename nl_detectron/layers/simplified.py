@@ -4,6 +4,7 @@ Shape shorthand as in :mod:`.base`: N samples, C channels, L positions.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
@@ -47,7 +48,8 @@ class SimplifiedNonLocalBlock(BaseNonLocalBlock):
 
     def _project_out(self, y: Tensor, x: Tensor) -> Tensor:
         """W_v y, (N, C, 1...), of y (N, 1, channels)."""
-        z = self._apply_w_z(y, x)
+        bias = None if self.out.bias is None else self.out.bias.to(y.dtype)
+        z = F.linear(y, self.out.weight.flatten(1).to(y.dtype), bias).transpose(1, 2)
         for _ in range(self.dimension - 1):
             z = z.unsqueeze(-1)
         return z

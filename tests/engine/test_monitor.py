@@ -75,7 +75,9 @@ def test_scalars_of_each_kind_of_block(kind, log):
     [(entropy, _)] = recorded["non_local/nl4/entropy"]
     # Weights are near 0: attention is even, over the 11 of 35 keys of a cross, or over all
     expected = math.log(11) / math.log(35) if kind == "CrissCrossBlock" else 1
-    assert entropy == pytest.approx(expected, abs=1e-3)
+    # The parts of an asymmetric block's pyramid overlap where they do not divide the map
+    tolerance = 1e-2 if kind == "AsymmetricNonLocalBlock" else 1e-3
+    assert entropy == pytest.approx(expected, abs=tolerance)
     assert recorded["non_local/nl4/output_ratio"][0][0] == 0
     assert "collapsed" not in log.text
 
