@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2 import model_zoo as detectron2_zoo
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from dev.configs_page import baseline_of
-from nl_detectron import NonLocalBlock, model_zoo
+from nl_detectron import add_non_local_config, model_zoo
 from nl_detectron.engine import Trainer
 from nl_detectron.engine.checks import unused_options
+from nl_detectron.layers.names import non_local_blocks
 from tests.places import ROOT
 
 from .examples import example
@@ -47,7 +48,40 @@ NON_LOCAL = {
     "_full": {"SUB_SAMPLE": False},
     "_5_blocks": {"AFTER": ["res3.1", "res3.3", "res4.1", "res4.3", "res4.5"]},
     "_10_blocks": {"AFTER": TEN},
+    "_pyramid": {"AFTER": []},
 }
+# What those of the other blocks promise, in order
+STAGES = ["res3", "res4", "res5"]
+FAMILY = {
+    "_gc_": {"BLOCK": "GlobalContextBlock", "POSITION": "before_sum", "AFTER": STAGES},
+    "_snl_": {"BLOCK": "SimplifiedNonLocalBlock"},
+    "_dnl_": {"BLOCK": "DisentangledNonLocalBlock", "TEMPERATURE": 0.05, "PAIRWISE_GATE": True},
+    "_r16_": {"INNER_RATIO": 1 / 16},
+    "_r4_": {"INNER_RATIO": 1 / 4},
+    "_c4_": {"POSITION": "before_sum", "AFTER": ["res4.-2"]},
+    "_c4_c5_": {"AFTER": ["res4.-2", "res5"]},
+    "nl_c4_": {"INNER_RATIO": 1 / 4, "SUB_SAMPLE": False},
+    "_snl_c4_": {"INNER_RATIO": 1 / 2, "SUB_SAMPLE": True},
+}
+SYNC_BN = {
+    "MODEL.WEIGHTS": "detectron2://ImageNetPretrained/torchvision/R-50.pkl",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.RESNETS.NORM": "SyncBN",
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "INPUT.FORMAT": "RGB",
+}
+HEADS_4CONV1FC = {
+    "MODEL.FPN.NORM": "SyncBN",
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+    "MODEL.ROI_BOX_HEAD.NORM": "SyncBN",
+    "MODEL.ROI_MASK_HEAD.NORM": "SyncBN",
+}
+
+
+def has_blocks(name: str) -> bool:
+    return re.search("_(nl|gc|snl|dnl)_", name) is not None
 
 
 def flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
@@ -59,6 +93,12 @@ def flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
             else {prefix + key: value}
         )
     return flat
+
+
+def default_options() -> dict[str, object]:
+    cfg = get_cfg()
+    add_non_local_config(cfg)
+    return flatten(cfg.MODEL.NON_LOCAL)
 
 
 def twin(name: str) -> tuple[str, dict[str, object]]:
@@ -82,6 +122,9 @@ def twin(name: str) -> tuple[str, dict[str, object]]:
         pixels = {"MODEL.PIXEL_STD": [1.0, 1.0, 1.0]}
         name = zoo.replace("X_152", "X_101").replace("_1x", "_3x")
         return name, resnext152 | schedule | pixels
+    if "_syncbn" in zoo:
+        heads = HEADS_4CONV1FC if "_4conv1fc" in zoo else {}
+        return zoo.replace("_4conv1fc", "").replace("_syncbn", ""), SYNC_BN | heads
     if "R_101" in zoo and "3x" not in zoo:
         return zoo.replace("R_101", "R_50"), resnet101
     return zoo, {}
@@ -89,18 +132,22 @@ def twin(name: str) -> tuple[str, dict[str, object]]:
 
 def expected_difference(name: str) -> dict[str, object]:
     zoo, difference = twin(name)
-    if "_nl" in name and "_nl_head" not in name:
+    if has_blocks(name) and "_nl_head" not in name:
         backbone = detectron2_zoo.get_config(zoo).MODEL.BACKBONE.NAME
-        difference["MODEL.BACKBONE.NAME"] = backbone.replace("build_", "build_non_local_")
+        ours = "build_non_local_pyramid_" if "_pyramid" in name else "build_non_local_"
+        difference["MODEL.BACKBONE.NAME"] = backbone.replace("build_", ours)
     if "_nl" in name and "keypoint" in name:
         difference["MODEL.ROI_KEYPOINT_HEAD.NAME"] = "NonLocalKeypointHead"
     return difference
 
 
 def expected_non_local(name: str) -> dict[str, object]:
-    options = flatten(model_zoo.get_config(NAMES[0]).MODEL.NON_LOCAL)
+    options = default_options()
     for part, values in NON_LOCAL.items():
         if f"_nl{part}" in name or (part == "_full" and part in name):
+            options |= values
+    for part, values in FAMILY.items():
+        if part in name:
             options |= values
     return options
 
@@ -123,8 +170,15 @@ def test_equals_its_twin_but_for_the_keys_we_mean(name):
     assert not twin_cfg.keys() - flat.keys()
     assert flatten(ours.MODEL.NON_LOCAL) == expected_non_local(name)
     head = flatten(ours.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL)
-    defaults = flatten(model_zoo.get_config(NAMES[0]).MODEL.NON_LOCAL)
+    defaults = default_options()
     assert head | {"POSITION": "after_block"} == {**defaults, "AFTER": [2, 4, 6, 8]}
+    pyramid = {**defaults, "LEVEL": "p4", "ADD_MEAN": False}
+    if "_pyramid" in name:  # all that is Libra R-CNN's
+        pyramid |= {"ADD_MEAN": True, "INNER_RATIO": 1.0, "SUB_SAMPLE": False, "USE_SCALE": False}
+    left_out = {"AFTER", "POSITION"}
+    assert flatten(ours.MODEL.FPN.NON_LOCAL).items() == {
+        key: value for key, value in pyramid.items() if key not in left_out
+    }.items()
     assert {key: flat[key] for key in NEW_KEYS} == NEW_KEYS
     assert unused_options(ours) == []
 
@@ -133,10 +187,15 @@ def expected_blocks(cfg: CfgNode) -> set[str]:
     blocks = set()
     if cfg.MODEL.BACKBONE.NAME.startswith("build_non_local"):
         stages = "backbone" + (".bottom_up" if "fpn" in cfg.MODEL.BACKBONE.NAME else "")
-        after = [place.replace("res4.-2", "res4.4") for place in cfg.MODEL.NON_LOCAL.AFTER]
-        if cfg.MODEL.RESNETS.DEPTH > 50:
-            after = [{101: "res4.21", 152: "res4.34"}[cfg.MODEL.RESNETS.DEPTH]]
-        blocks |= {f"{stages}.{place.replace('.', '.nl')}" for place in after}
+        count = {50: 6, 101: 23, 152: 36}[cfg.MODEL.RESNETS.DEPTH]
+        for place in cfg.MODEL.NON_LOCAL.AFTER:
+            stage, _, index = place.replace("-2", str(count - 2)).partition(".")
+            of_stage = range({"res3": 4, "res4": count, "res5": 3}[stage])
+            for i in [int(index)] if index else of_stage:
+                inside = cfg.MODEL.NON_LOCAL.POSITION == "before_sum"
+                blocks.add(f"{stages}.{stage}.{f'{i}.conv3.activation.' if inside else ''}nl{i}")
+    if "pyramid" in cfg.MODEL.BACKBONE.NAME:
+        blocks.add("backbone.nl4")
     if cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_KEYPOINT_HEAD.NAME == "NonLocalKeypointHead":
         after = cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL.AFTER
         assert after == [2, 4, 6, 8][: len(after)]
@@ -145,11 +204,13 @@ def expected_blocks(cfg: CfgNode) -> set[str]:
 
 
 def distinct_models() -> list[str]:
-    """One name for each model; schedules and weights make no other."""
+    """One name for each model; schedules, weights and a context's ratio make no other."""
     by_model = {}
     for name in NAMES:
         cfg = model_zoo.get_config(name)
         cfg.MODEL.WEIGHTS = ""
+        if cfg.MODEL.NON_LOCAL.BLOCK == "GlobalContextBlock":
+            cfg.MODEL.NON_LOCAL.INNER_RATIO = 0.25
         by_model.setdefault(cfg.MODEL.dump(), name)
     return list(by_model.values())
 
@@ -159,9 +220,10 @@ def distinct_models() -> list[str]:
 def test_builds_in_full(name):
     cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE = "cpu"
-    blocks = {n for n, m in build_model(cfg).named_modules() if isinstance(m, NonLocalBlock)}
-    assert blocks == expected_blocks(cfg)
-    assert bool(blocks) == ("_nl" in name)
+    blocks = non_local_blocks(build_model(cfg))
+    assert blocks.keys() == expected_blocks(cfg)
+    assert {type(block).__name__ for block in blocks.values()} <= {cfg.MODEL.NON_LOCAL.BLOCK}
+    assert bool(blocks) == has_blocks(name)
 
 
 @pytest.mark.slow
@@ -175,9 +237,12 @@ def test_trains_a_step_and_predicts(name):
     resnet.NORM, resnet.STEM_OUT_CHANNELS, resnet.RES2_OUT_CHANNELS = "BN", 16, 16
     resnet.NUM_GROUPS = min(resnet.NUM_GROUPS, 4)
     resnet.WIDTH_PER_GROUP = 4 // resnet.NUM_GROUPS
+    for node in (cfg.MODEL.FPN, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD):
+        node.NORM = node.NORM.removeprefix("Sync")  # which trains on GPUs only
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
     cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 32  # its GroupNorm has 32 groups
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 16
     head = cfg.MODEL.ROI_KEYPOINT_HEAD
     head.CONV_DIMS = [16] * len(head.CONV_DIMS)
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 20

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from dev.configs_page import PAPER, baseline_of, table_row, write_page
+from dev.configs_page import AUTHORS, PAPER, baseline_of, table_row, write_page
 from nl_detectron import model_zoo
 from tests.places import ROOT
 
@@ -17,6 +17,10 @@ def test_baselines():
         "Detectron1-Comparisons/mask_rcnn_R_50_FPN_noaug_1x.yaml"
     )
     assert baseline_of(ROW.replace("_nl_", "_")) is None
+    assert baseline_of(ROW.replace("_nl_", "_gc_r16_")) == ROW.replace("_nl_", "_")
+    syncbn = ROW.replace("_nl_", "_4conv1fc_syncbn_")
+    assert baseline_of(syncbn) is None
+    assert baseline_of(syncbn.replace("_4conv", "_dnl_c4_c5_4conv")) == syncbn
 
 
 def written_rows() -> dict[str, list[str]]:
@@ -67,3 +71,14 @@ def test_all_of_the_page_but_what_is_counted(monkeypatch):
 def test_the_papers_rows_come_first_and_in_its_order():
     rows = [cells[1] for cells in list(written_rows().values())[: len(PAPER)]]
     assert rows == [f"Table {table}, {row}: {ap}" for table, row, ap in PAPER.values()]
+
+
+def test_the_authors_rows_come_next_and_each_has_its_first_line_and_its_baseline():
+    rows = dict(list(written_rows().items())[len(PAPER) :][: len(AUTHORS)])
+    assert {name: cells[1] for name, cells in rows.items()} == AUTHORS
+    assert list(rows) == list(AUTHORS)
+    for name, published in AUTHORS.items():
+        first_line = (ROOT / "configs" / name).read_text().partition("\n")[0]
+        ap = re.search(r"\d\d\.\d(?: / \d\d\.\d)?", published)
+        assert ap and f"{ap[0]} AP, published by its authors" in first_line
+        assert bool(rows[name][4]) == (baseline_of(name) is not None)
