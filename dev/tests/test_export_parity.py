@@ -21,9 +21,7 @@ def narrow_cfg(name: str):
     cfg = make_narrow(coco_cfg(name), stem=16, res2=32, width=8)
     cfg.MODEL.FPN.OUT_CHANNELS = 32
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
-    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST = 200
-    cfg.TEST.DETECTIONS_PER_IMAGE = 10
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 96
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 160
     return cfg
 
 
@@ -31,6 +29,7 @@ def test_models_are_of_the_zoo():
     assert set(MODELS.values()) <= set(list_configs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "format"), [("mask", "onnx"), ("retinanet", "torchscript")])
 def test_narrow_models_are_the_same_as_files(name, format):
     if format == "onnx":
@@ -46,7 +45,7 @@ def test_random_weights_decide():
     """Scores far from each other, and in the order of none but the best class."""
     model = decide(build_model(narrow_cfg("mask")), example(training=False))
     found = model(example(training=False))[0]["instances"]
-    assert len(found) == 10 and len(found.pred_classes.unique()) > 2
+    assert len(found) > 10 and len(found.pred_classes.unique()) > 5
     gaps = -found.scores.diff()
     assert found.scores[0] < 1 and gaps.median() > 1e-4
     assert all(torch.isfinite(p).all() for p in model.parameters())
