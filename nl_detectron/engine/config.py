@@ -233,8 +233,10 @@ def _today(loaded: Any) -> CfgNode:
 
 
 def _merge(cfg: CfgNode, source: str, merge: Callable[[], None]) -> None:
+    before = cfg.clone()
     try:
         merge()
+        _check_not_emptied(cfg, before)
     except yaml.constructor.ConstructorError as error:
         raise UsageError(
             f"the config {source} is not loaded: {' '.join(str(error).split())}. Such a tag could "
@@ -252,6 +254,15 @@ def _merge(cfg: CfgNode, source: str, merge: Callable[[], None]) -> None:
         ):
             message += f"; write it as \"('{tuple_given[1]}',)\""
         raise UsageError(f"cannot read the config from {source}: {message}") from error
+
+
+def _check_not_emptied(cfg: CfgNode, before: CfgNode, path: str = "") -> None:
+    """Refuses None where there was a value, which yacs lets take the place of any."""
+    for key, value in before.items():
+        if value is not None and cfg[key] is None:
+            raise ValueError(f"{path}{key} has no value; the default is {value!r}")
+        if isinstance(value, CfgNode):
+            _check_not_emptied(cfg[key], value, f"{path}{key}.")
 
 
 def _is_detectron2s(config_file: str) -> bool:

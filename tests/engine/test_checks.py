@@ -77,6 +77,7 @@ def test_a_config_that_can_work(dataset):
         ),
         (("MODEL.NON_LOCAL.SUB_SAMPLE", "7.5"), "command line: .*SUB_SAMPLE"),
         (("SOLVER.MAX_ITER",), "'SOLVER.MAX_ITER' has no value"),
+        (("MODEL.NON_LOCAL.AFTER", "None"), r"AFTER has no value; the default is \['res4.-2'\]"),
         (("MODEL.NON_LOCAL.PAIRWISE", "gausian"), "embedded_gaussian.*'gausian'"),
         (("MODEL.NON_LOCAL.NORM", "FrozenBN"), "FrozenBN.*zero start"),
         (("MODEL.NON_LOCAL.NORM", "XN"), "MODEL.NON_LOCAL: norm='XN'.*GN"),
