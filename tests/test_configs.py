@@ -176,9 +176,10 @@ def test_equals_its_twin_but_for_the_keys_we_mean(name):
     if "_pyramid" in name:  # all that is Libra R-CNN's
         pyramid |= {"ADD_MEAN": True, "INNER_RATIO": 1.0, "SUB_SAMPLE": False, "USE_SCALE": False}
     left_out = {"AFTER", "POSITION"}
-    assert flatten(ours.MODEL.FPN.NON_LOCAL).items() == {
-        key: value for key, value in pyramid.items() if key not in left_out
-    }.items()
+    assert (
+        flatten(ours.MODEL.FPN.NON_LOCAL).items()
+        == {key: value for key, value in pyramid.items() if key not in left_out}.items()
+    )
     assert {key: flat[key] for key in NEW_KEYS} == NEW_KEYS
     assert unused_options(ours) == []
 
