@@ -1,6 +1,7 @@
 from .convert import FORMATS, SOURCES, convert_file
 from .converted import Converted
-from .mmdetection import convert_block, convert_mask_rcnn
+from .mmcv import convert_block
+from .mmdetection import convert_mask_rcnn
 from .resnet import convert_resnet
 from .torchvision import convert_rcnn
 from .video import convert_video_blocks

@@ -10,8 +10,17 @@ from nl_detectron import NonLocalBlock
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer
 from nl_detectron.checkpoint.converters import convert_block, convert_file, convert_mask_rcnn
 from nl_detectron.layers import PAIRWISE_FUNCTIONS
+from tests.layers.test_family_against_mmcv import criss_cross_attention
 
-from .models import MASK, base_cfg, merged, randomize, stages
+from .models import (
+    MASK,
+    assert_same_features,
+    base_cfg,
+    load_backbone,
+    merged,
+    randomize,
+    stages,
+)
 
 mmcv_non_local = pytest.importorskip("mmcv.cnn.bricks.non_local", reason="needs mmcv-lite")
 mmcv_cnn = pytest.importorskip("mmcv.cnn", reason="needs mmcv-lite")
@@ -139,10 +148,113 @@ def test_mmdetection_mask_rcnn_with_a_block(tmp_path):
         torch.testing.assert_close(heads.mask_head.layers(roi), peer.masks(roi))
 
 
-def test_mmdetection_plugins_inside_of_residual_blocks_are_refused():
+class PluginBottleneck(torchvision.models.resnet.Bottleneck):
+    """mmdetection's: plugins after the norm of conv3, before the sum."""
+
+    plugin: str
+
+    def forward(self, x):
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.get_submodule(self.plugin)(self.bn3(self.conv3(x))) + identity)
+
+
+def body_with_plugins(name: str, make, layers: tuple[str, ...]) -> nn.Module:
+    """A ResNet-50 under mmdetection's names, with a plugin in each residual block of some layers."""
+    body = torchvision.models.resnet50()
+    del body.fc
+    for layer in layers:
+        for residual in body.get_submodule(layer):
+            plugin = make(residual.conv3.out_channels)
+            for parameter in plugin.parameters():
+                nn.init.normal_(parameter, std=0.1)
+            residual.add_module(name, plugin)
+            residual.__class__, residual.plugin = PluginBottleneck, name
+    return randomize(body)
+
+
+def with_prefix(body: nn.Module) -> dict[str, torch.Tensor]:
+    return {f"backbone.{name}": tensor for name, tensor in body.state_dict().items()}
+
+
+PLUGINS = {
+    "context_block": lambda c: mmcv_cnn.ContextBlock(c, 1 / 16),
+    "context_block2": lambda c: mmcv_cnn.ContextBlock(c, 1 / 4),
+    "nonlocal_block": lambda c: mmcv_non_local.NonLocal2d(c, reduction=4),
+    "criss_cross_attention": lambda c: criss_cross_attention()(c),
+}
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_mmdetection_plugins_after_conv3_become_blocks_before_the_sum(name, tmp_path):
+    layers = ("layer2", "layer3", "layer4") if name == "context_block" else ("layer4",)
+    peer = body_with_plugins(name, PLUGINS[name], layers)
+    source, target = tmp_path / "mmdet.pth", tmp_path / "ours.safetensors"
+    torch.save({"state_dict": with_prefix(peer)}, source)
+    overrides = convert_file(str(source), str(target), library="mmdetection").overrides
+    found = {key.rpartition(".")[2]: value for key, value in overrides.items()}
+    assert found["POSITION"] == "before_sum"
+    assert len(found["AFTER"]) == (13 if name == "context_block" else 3)
+    ratios = {"context_block": 1 / 16, "criss_cross_attention": 1 / 8}
+    assert found["INNER_RATIO"] == ratios.get(name, 1 / 4)
+    ours = load_backbone(target, overrides, "build_non_local_resnet_backbone")
+    x = torch.randn(1, 3, 96, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = stages(peer.double(), x)
+        without = stages(torchvision_body(peer).double(), x)
+        assert not torch.allclose(expected["res5"], without["res5"], rtol=1e-2)
+        assert_same_features(ours(x), expected)
+
+
+def torchvision_body(peer: nn.Module) -> nn.Module:
+    """The same without plugins."""
+    body = torchvision.models.resnet50()
+    del body.fc
+    body.load_state_dict(peer.state_dict(), strict=False)
+    return body.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        (
+            "context_block",
+            lambda c: mmcv_cnn.ContextBlock(c, 1 / 16, fusion_types=("channel_mul",)),
+            "channel_mul_conv.0.weight",
+        ),
+        (
+            "context_block",
+            lambda c: mmcv_cnn.ContextBlock(c, 1 / 16, pooling_type="avg"),
+            "has no conv_mask.weight",
+        ),
+        (
+            "gen_attention_block",
+            lambda c: mmcv_cnn.GeneralizedAttention(c, num_heads=1),
+            "layer4.0.gen_attention_block.* is of a GeneralizedAttention",
+        ),
+    ],
+)
+def test_mmdetection_plugins_that_no_block_is_are_refused(name, make, message):
+    with pytest.raises(CheckpointError, match=message):
+        convert_mask_rcnn(with_prefix(body_with_plugins(name, make, ("layer4",))))
+
+
+def test_mmdetection_plugins_of_several_kinds_or_places_are_refused():
+    body = body_with_plugins("context_block", PLUGINS["context_block"], ("layer4",))
+    body.layer4[0].add_module("nonlocal_block", mmcv_non_local.NonLocal2d(2048))
+    with pytest.raises(CheckpointError, match="layer4.0 has more than one plugin"):
+        convert_mask_rcnn(with_prefix(body))
+    body = body_with_plugins("context_block", PLUGINS["context_block"], ("layer4",))
+    body.layer3 = nn.Sequential(*body.layer3, mmcv_non_local.NonLocal2d(1024))
+    with pytest.raises(CheckpointError, match="between residual blocks and inside of them"):
+        convert_mask_rcnn(with_prefix(body))
+
+
+def test_mmdetection_plugins_elsewhere_in_residual_blocks_are_refused():
     """mmdetection names a plugin nonlocal_block, a child of the residual block that it is in."""
     body = torchvision.models.resnet50()
-    body.layer3[2].add_module("nonlocal_block", mmcv_non_local.NonLocal2d(1024))
+    body.layer3[2].add_module("nonlocal_block", mmcv_non_local.NonLocal2d(256))  # after conv2
     weights = {f"backbone.{name}": tensor for name, tensor in body.state_dict().items()}
     message = r"layer3.2.nonlocal_block\S+ is of .* inside of a residual block, before its addition"
     with pytest.raises(CheckpointError, match=message):
