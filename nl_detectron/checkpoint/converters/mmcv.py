@@ -1,4 +1,4 @@
-"""mmcv's blocks in the files of mmdetection: ``NonLocal2d`` and plugins inside of residual blocks."""
+"""mmcv's blocks in files of mmdetection: between residual blocks, or plugins inside of them."""
 
 import re
 from collections import defaultdict
@@ -170,7 +170,8 @@ def _take_plugin(residual: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
         return {}
     if any(name.startswith("gen_attention_block") for name in names):
         raise CheckpointError(
-            f"not converted: {layer}.{names[0]} is of a GeneralizedAttention, which no block here is"
+            f"not converted: {layer}.{names[0]} is of a GeneralizedAttention, which no "
+            "block here is"
         )
     if len({name.partition(".")[0] for name in names}) > 1:
         raise CheckpointError(
@@ -180,8 +181,8 @@ def _take_plugin(residual: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
     if "conv3.weight" not in residual or residual["conv3.weight"].shape[0] != channels:
         raise CheckpointError(
             f"not converted: {layer}.{names[0]} is of a plugin inside of a residual block, before "
-            f'its addition, but of {channels} channels: not of position="after_conv3", the one that '
-            "blocks can have here"
+            f"its addition, but of {channels} channels, so not of position='after_conv3', the one "
+            "that blocks can have here"
         )
     return {name.partition(".")[2]: residual.pop(name) for name in names}
 

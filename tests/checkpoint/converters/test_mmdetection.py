@@ -1,5 +1,7 @@
 """Blocks of mmcv and a Mask R-CNN of mmdetection, converted, compute what they computed there."""
 
+import functools
+
 import pytest
 import torch
 import torchvision
@@ -9,7 +11,8 @@ from torch import nn
 from nl_detectron import NonLocalBlock
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer
 from nl_detectron.checkpoint.converters import convert_block, convert_file, convert_mask_rcnn
-from nl_detectron.layers import PAIRWISE_FUNCTIONS
+from nl_detectron.config import block_options
+from nl_detectron.layers import PAIRWISE_FUNCTIONS, build_block
 from tests.layers.test_family_against_mmcv import criss_cross_attention
 
 from .models import (
@@ -160,9 +163,10 @@ class PluginBottleneck(torchvision.models.resnet.Bottleneck):
         return self.relu(self.get_submodule(self.plugin)(self.bn3(self.conv3(x))) + identity)
 
 
-def body_with_plugins(name: str, make, layers: tuple[str, ...]) -> nn.Module:
-    """A ResNet-50 under mmdetection's names, with a plugin in each residual block of some layers."""
-    body = torchvision.models.resnet50()
+def body_with_plugins(name: str, make, layers: tuple[str, ...], device="meta") -> nn.Module:
+    """A ResNet-50 under mmdetection's names, a plugin in each residual block of some layers."""
+    with torch.device(device):
+        body = torchvision.models.resnet50()
     del body.fc
     for layer in layers:
         for residual in body.get_submodule(layer):
@@ -171,48 +175,70 @@ def body_with_plugins(name: str, make, layers: tuple[str, ...]) -> nn.Module:
                 nn.init.normal_(parameter, std=0.1)
             residual.add_module(name, plugin)
             residual.__class__, residual.plugin = PluginBottleneck, name
-    return randomize(body)
+    return body
 
 
 def with_prefix(body: nn.Module) -> dict[str, torch.Tensor]:
     return {f"backbone.{name}": tensor for name, tensor in body.state_dict().items()}
 
 
-PLUGINS = {
-    "context_block": lambda c: mmcv_cnn.ContextBlock(c, 1 / 16),
-    "context_block2": lambda c: mmcv_cnn.ContextBlock(c, 1 / 4),
-    "nonlocal_block": lambda c: mmcv_non_local.NonLocal2d(c, reduction=4),
-    "criss_cross_attention": lambda c: criss_cross_attention()(c),
-}
-
-
-@pytest.mark.parametrize("name", PLUGINS)
-def test_mmdetection_plugins_after_conv3_become_blocks_before_the_sum(name, tmp_path):
-    layers = ("layer2", "layer3", "layer4") if name == "context_block" else ("layer4",)
-    peer = body_with_plugins(name, PLUGINS[name], layers)
+def test_mmdetection_gcnet_computes_the_same(tmp_path):
+    layers = ("layer2", "layer3", "layer4")
+    make = functools.partial(mmcv_cnn.ContextBlock, ratio=1 / 16)
+    peer = randomize(body_with_plugins("context_block", make, layers, device="cpu"))
     source, target = tmp_path / "mmdet.pth", tmp_path / "ours.safetensors"
     torch.save({"state_dict": with_prefix(peer)}, source)
     overrides = convert_file(str(source), str(target), library="mmdetection").overrides
     found = {key.rpartition(".")[2]: value for key, value in overrides.items()}
-    assert found["POSITION"] == "before_sum"
-    assert len(found["AFTER"]) == (13 if name == "context_block" else 3)
-    ratios = {"context_block": 1 / 16, "criss_cross_attention": 1 / 8}
-    assert found["INNER_RATIO"] == ratios.get(name, 1 / 4)
+    assert (found["BLOCK"], found["POSITION"]) == ("GlobalContextBlock", "before_sum")
+    assert (len(found["AFTER"]), found["INNER_RATIO"]) == (13, 1 / 16)
     ours = load_backbone(target, overrides, "build_non_local_resnet_backbone")
-    x = torch.randn(1, 3, 96, 64, dtype=torch.float64)
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         expected = stages(peer.double(), x)
-        without = stages(torchvision_body(peer).double(), x)
-        assert not torch.allclose(expected["res5"], without["res5"], rtol=1e-2)
         assert_same_features(ours(x), expected)
+        for residual in peer.layer2:
+            residual.context_block = nn.Identity()
+        assert not torch.allclose(stages(peer, x)["res3"], expected["res3"], rtol=1e-2)
 
 
-def torchvision_body(peer: nn.Module) -> nn.Module:
-    """The same without plugins."""
-    body = torchvision.models.resnet50()
-    del body.fc
-    body.load_state_dict(peer.state_dict(), strict=False)
-    return body.eval()
+@pytest.mark.parametrize(
+    ("name", "make", "expected"),
+    [
+        (
+            "context_block2",
+            lambda c: mmcv_cnn.ContextBlock(c, 1 / 4),
+            ("GlobalContextBlock", 1 / 4),
+        ),
+        (
+            "nonlocal_block",
+            lambda c: mmcv_non_local.NonLocal2d(c, reduction=4),
+            ("NonLocalBlock", 1 / 4),
+        ),
+        (
+            "criss_cross_attention",
+            lambda c: criss_cross_attention()(c),
+            ("CrissCrossBlock", 1 / 8),
+        ),
+    ],
+)
+def test_mmdetection_plugins_after_conv3_become_blocks_before_the_sum(name, make, expected):
+    body = body_with_plugins(name, make, ("layer3",)).double()
+    converted = convert_mask_rcnn(with_prefix(body))
+    cfg = base_cfg()
+    merged(cfg, converted.overrides)
+    node = cfg.MODEL.NON_LOCAL
+    assert (*expected, "before_sum") == (node.BLOCK, node.INNER_RATIO, node.POSITION)
+    assert [f"res4.{i}" for i in range(6)] == node.AFTER
+    block = build_block(1024, options=block_options(node)).double()
+    prefix = "res4.5.conv3.activation.nl5."
+    tensors = {n.removeprefix(prefix): t for n, t in converted.weights.items() if prefix in n}
+    block.load_state_dict(tensors)
+    x = torch.randn(1, 1024, 4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = body.layer3[5].get_submodule(name)(x)
+        assert (wanted - x).std() > 0.01
+        torch.testing.assert_close(block(x), wanted)
 
 
 @pytest.mark.parametrize(
@@ -241,11 +267,12 @@ def test_mmdetection_plugins_that_no_block_is_are_refused(name, make, message):
 
 
 def test_mmdetection_plugins_of_several_kinds_or_places_are_refused():
-    body = body_with_plugins("context_block", PLUGINS["context_block"], ("layer4",))
+    gcnet = functools.partial(mmcv_cnn.ContextBlock, ratio=1 / 16)
+    body = body_with_plugins("context_block", gcnet, ("layer4",))
     body.layer4[0].add_module("nonlocal_block", mmcv_non_local.NonLocal2d(2048))
     with pytest.raises(CheckpointError, match="layer4.0 has more than one plugin"):
         convert_mask_rcnn(with_prefix(body))
-    body = body_with_plugins("context_block", PLUGINS["context_block"], ("layer4",))
+    body = body_with_plugins("context_block", gcnet, ("layer4",))
     body.layer3 = nn.Sequential(*body.layer3, mmcv_non_local.NonLocal2d(1024))
     with pytest.raises(CheckpointError, match="between residual blocks and inside of them"):
         convert_mask_rcnn(with_prefix(body))
