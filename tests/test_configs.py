@@ -81,7 +81,7 @@ HEADS_4CONV1FC = {
 
 
 def has_blocks(name: str) -> bool:
-    return re.search("_(nl|gc|snl|dnl)_", name) is not None
+    return re.search(r"_(nl|gc|snl|dnl)(_|\.)", name) is not None
 
 
 def flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
