@@ -148,7 +148,7 @@ def check_lazy_cfg(cfg: DictConfig, *, eval_only: bool = False, resume: bool = F
         UsageError: naming the value that cannot work and what to do.
     """
     train = cfg.train
-    device = check_device("train.device", str(train.device))
+    device = check_device("train.device", str(train.get("device")))
     if not eval_only:
         if device == "cpu" and OmegaConf.select(train, "amp.enabled"):
             raise UsageError(

@@ -180,6 +180,7 @@ def lazy_cfg(mask_format: str) -> OmegaConf:
         num_workers=0,
     )
     train = {"output_dir": "out", "init_checkpoint": "", "max_iter": 2, "eval_period": 0}
+    train["device"] = "cpu"
     return OmegaConf.create(
         {"train": train, "dataloader": {"train": loader}}, flags={"allow_objects": True}
     )
