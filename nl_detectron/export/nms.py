@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.ops import boxes as box_ops
-from torchvision.ops import nms
 
 LOWEST = torch.finfo(torch.float32).min  # the score of a box in classes that are not its own
 
@@ -31,22 +30,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         int64 (M,), indices of those that stay, by falling score.
     """
     if not torch.onnx.is_in_onnx_export():
-        return _one_by_one(boxes, scores, idxs, iou_threshold)
+        return box_ops._batched_nms_vanilla(boxes, scores, idxs, iou_threshold)
     count = torch.cat([idxs, idxs.new_zeros(1)]).max() + 1
     classes = torch.arange(count)  # type: ignore[call-overload]  # recorded, as it is a tensor
     own = classes[:, None] == idxs  # (classes, N)
     by_class = torch.where(own, scores, torch.full_like(scores, LOWEST))
     kept = _NonMaxSuppression.apply(boxes, by_class, iou_threshold)
-    return kept[scores[kept].sort(descending=True)[1]]
-
-
-@torch.jit.script_if_tracing
-def _one_by_one(boxes: Tensor, scores: Tensor, idxs: Tensor, threshold: float) -> Tensor:
-    keep = torch.zeros_like(scores, dtype=torch.bool)
-    for one in torch.unique(idxs):
-        own = torch.where(idxs == one)[0]
-        keep[own[nms(boxes[own], scores[own], threshold)]] = True
-    kept = torch.where(keep)[0]
     return kept[scores[kept].sort(descending=True)[1]]
 
 
@@ -56,7 +45,7 @@ class _NonMaxSuppression(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, boxes: Tensor, by_class: Tensor, threshold: float) -> Tensor:
         scores, classes = by_class.max(0)
-        return _one_by_one(boxes, scores, classes, threshold)
+        return box_ops._batched_nms_vanilla(boxes, scores, classes, threshold)
 
     @staticmethod
     def symbolic(g: Any, boxes: Any, by_class: Any, threshold: float) -> Any:
