@@ -121,7 +121,8 @@ def answer(connection: socket.socket) -> None:
         os._exit(run(arguments))
     for file in files:
         os.close(file)
-    connection.sendall(f"{child}\n".encode())
+    with contextlib.suppress(OSError):  # gone already
+        connection.sendall(f"{child}\n".encode())
     ended, gone = os.pidfd_open(child), connection.fileno()
     readable, _, _ = select.select([ended, gone], [], [])
     if ended not in readable:
