@@ -82,7 +82,6 @@ def build_non_local_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: Sha
 @BACKBONE_REGISTRY.register()
 def build_non_local_pyramid_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """``build_non_local_resnet_fpn_backbone`` with the block of ``MODEL.FPN.NON_LOCAL``."""
-    check_placement(cfg)
     return _with_pyramid(build_non_local_resnet_fpn_backbone(cfg, input_shape), cfg)
 
 
@@ -91,7 +90,6 @@ def build_non_local_pyramid_retinanet_resnet_fpn_backbone(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> FPN:
     """The same of ``build_non_local_retinanet_resnet_fpn_backbone``."""
-    check_placement(cfg)
     return _with_pyramid(build_non_local_retinanet_resnet_fpn_backbone(cfg, input_shape), cfg)
 
 

@@ -23,13 +23,18 @@ from ..layers.names import block_name
 from .joining import insert_after
 
 
-@ROI_BOX_HEAD_REGISTRY.register()
-class NonLocalBoxHead(FastRCNNConvFCHead):
-    """Detectron2's box head with non-local blocks, of those that have convolutions.
+class _NonLocalHead(nn.Sequential):
+    """What makes a head of Detectron2's, the other base of a class, one with non-local blocks.
 
-    A block after the second convolution is the child ``nl2`` after ``conv2``; all other parameters
-    keep the names they have in :class:`FastRCNNConvFCHead`.
+    Attributes:
+        NODE: the node of the config that the head is read from.
+        LAYER: what its convolutions are called, before their numbers.
+        LAST: its convolutions, as ``conv_dims`` counts them, after which no block can go.
     """
+
+    NODE: str
+    LAYER: str
+    LAST = 0
 
     @configurable
     def __init__(
@@ -44,101 +49,62 @@ class NonLocalBoxHead(FastRCNNConvFCHead):
         """
         Args:
             input_shape: channels, height and width of the RoI features.
-            conv_dims: output channels of each convolution.
+            conv_dims: output channels of each convolution; of a mask head the last is transposed.
             non_local_after: the convolutions, counted from 1, after which a block goes.
             non_local_options: of the blocks; by default the paper's.
-            kwargs: the remaining arguments of :class:`FastRCNNConvFCHead`.
+            kwargs: the remaining arguments of Detectron2's head.
 
         Raises:
             ValueError: if ``non_local_after`` names a convolution twice or one that is not there.
         """
-        check_head_placement("ROI_BOX_HEAD", non_local_after, len(conv_dims))
-        super().__init__(input_shape, conv_dims=conv_dims, **kwargs)
-        _insert(self, "conv", conv_dims, non_local_after, non_local_options)
+        check_head_placement(self.NODE, non_local_after, len(conv_dims) - self.LAST)
+        super().__init__(input_shape, conv_dims=conv_dims, **kwargs)  # type: ignore[call-overload]
+        # After the head's own __init__, whose initialisation would undo their zero start
+        for index in non_local_after:
+            block = build_block(conv_dims[index - 1], options=non_local_options)
+            insert_after(self, f"{self.LAYER}{index}", block_name(index), block)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        node = cfg.MODEL.ROI_BOX_HEAD.NON_LOCAL
-        return {**super().from_config(cfg, input_shape), **_arguments(node)}
+        node = cfg.MODEL[cls.NODE].NON_LOCAL
+        return {
+            **super().from_config(cfg, input_shape),  # type: ignore[misc]
+            "non_local_after": node.AFTER,
+            "non_local_options": block_options(node),
+        }
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class NonLocalBoxHead(_NonLocalHead, FastRCNNConvFCHead):
+    """Detectron2's box head with non-local blocks, of those that have convolutions.
+
+    A block after the second convolution is the child ``nl2`` after ``conv2``; all other parameters
+    keep the names they have in :class:`FastRCNNConvFCHead`.
+    """
+
+    NODE, LAYER = "ROI_BOX_HEAD", "conv"
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class NonLocalMaskHead(MaskRCNNConvUpsampleHead):
+class NonLocalMaskHead(_NonLocalHead, MaskRCNNConvUpsampleHead):
     """Mask R-CNN's mask head with non-local blocks.
 
     A block after the second convolution is the child ``nl2`` after ``mask_fcn2``; all other
     parameters keep the names they have in :class:`MaskRCNNConvUpsampleHead`.
     """
 
-    @configurable
-    def __init__(
-        self,
-        input_shape: ShapeSpec,
-        *,
-        conv_dims: Sequence[int],
-        non_local_after: Sequence[int],
-        non_local_options: BlockOptions | None = None,
-        **kwargs: Any,
-    ):
-        """
-        Args:
-            input_shape: channels of the RoI features.
-            conv_dims: output channels of each convolution and, at last, of the transposed one,
-                after which no block can go.
-            non_local_after: the convolutions, counted from 1, after which a block goes.
-            non_local_options: of the blocks; by default the paper's.
-            kwargs: the remaining arguments of :class:`MaskRCNNConvUpsampleHead`.
-
-        Raises:
-            ValueError: if ``non_local_after`` names a convolution twice or one that is not there.
-        """
-        check_head_placement("ROI_MASK_HEAD", non_local_after, len(conv_dims) - 1)
-        super().__init__(input_shape, conv_dims=conv_dims, **kwargs)
-        _insert(self, "mask_fcn", conv_dims, non_local_after, non_local_options)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        node = cfg.MODEL.ROI_MASK_HEAD.NON_LOCAL
-        return {**super().from_config(cfg, input_shape), **_arguments(node)}
+    NODE, LAYER, LAST = "ROI_MASK_HEAD", "mask_fcn", 1
 
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
-class NonLocalKeypointHead(KRCNNConvDeconvUpsampleHead):
+class NonLocalKeypointHead(_NonLocalHead, KRCNNConvDeconvUpsampleHead):
     """Mask R-CNN's keypoint head with non-local blocks (paper, sec. 5.2, "NL, +4 in head").
 
     A block after the second convolution is the child ``nl2`` after ``conv_fcn_relu2``; all other
     parameters keep the names they have in :class:`KRCNNConvDeconvUpsampleHead`.
     """
 
-    @configurable
-    def __init__(
-        self,
-        input_shape: ShapeSpec,
-        *,
-        conv_dims: Sequence[int],
-        non_local_after: Sequence[int],
-        non_local_options: BlockOptions | None = None,
-        **kwargs: Any,
-    ):
-        """
-        Args:
-            input_shape: channels of the RoI features.
-            conv_dims: output channels of each convolution.
-            non_local_after: the convolutions, counted from 1, after which a block goes.
-            non_local_options: of the blocks; by default the paper's.
-            kwargs: the remaining arguments of :class:`KRCNNConvDeconvUpsampleHead`.
-
-        Raises:
-            ValueError: if ``non_local_after`` names a convolution twice or one that is not there.
-        """
-        check_head_placement("ROI_KEYPOINT_HEAD", non_local_after, len(conv_dims))
-        super().__init__(input_shape, conv_dims=conv_dims, **kwargs)
-        _insert(self, "conv_fcn_relu", conv_dims, non_local_after, non_local_options)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        node = cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL
-        return {**super().from_config(cfg, input_shape), **_arguments(node)}
+    NODE, LAYER = "ROI_KEYPOINT_HEAD", "conv_fcn_relu"
 
 
 def check_heads(cfg: CfgNode) -> None:
@@ -178,23 +144,3 @@ def check_head_placement(head: str, after: Sequence[int], num_convs: int) -> Non
             f"MODEL.{head}.NON_LOCAL.AFTER = {list(after)}: expected distinct convolutions out of "
             f"1 to {num_convs}, of which this head has {num_convs}"
         )
-
-
-def _arguments(node: CfgNode) -> dict[str, Any]:
-    return {"non_local_after": node.AFTER, "non_local_options": block_options(node)}
-
-
-def _insert(
-    head: nn.Sequential,
-    layer: str,
-    dims: Sequence[int],
-    after: Sequence[int],
-    options: BlockOptions | None,
-) -> None:
-    """Puts a block behind ``layer{k}`` for each k of ``after``.
-
-    After the head's own ``__init__``, whose initialisation would undo their zero start.
-    """
-    for index in after:
-        block = build_block(dims[index - 1], options=options)
-        insert_after(head, f"{layer}{index}", block_name(index), block)
