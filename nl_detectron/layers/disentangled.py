@@ -12,8 +12,7 @@ from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .non_local import NonLocalBlock
 from .options import BlockOptions
 from .pairwise import affinity, softmax
-from .pooling import halve
-from .positions import as_map, positions, project_to_one
+from .positions import project_to_one
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()
@@ -81,8 +80,7 @@ class DisentangledNonLocalBlock(NonLocalBlock):
         mask = self.conv_mask
         logits = project_to_one(self._checked(x), mask.weight, mask.bias)
         if self.sub_sample:
-            first_axis = 3 if self.dimension == 3 else 2  # not along time
-            logits = positions(halve(as_map(logits.transpose(1, 2), x), first_axis)).transpose(1, 2)
+            logits = self._halved(logits.transpose(1, 2), x).transpose(1, 2)
         return logits.softmax(-1)
 
     def _aggregate(self, x: Tensor) -> Tensor:

@@ -1,12 +1,7 @@
 """The non-local block of *Non-local Neural Networks* (CVPR 2018), sec. 3.
 
-Shape shorthand in this module:
-    N: batch size
-    C: channels of the block's input and output
-    S: spatial or spacetime size, one of (T), (H, W), (T, H, W)
-    L: number of positions, the product of S
-    M: number of key positions: L, or fewer where keys are sub-sampled
-    D: inner channels
+Shape shorthand as in :mod:`.base`: N samples, C channels, L query and M key positions, D inner
+channels.
 """
 
 import torch
@@ -101,13 +96,16 @@ class NonLocalBlock(BaseNonLocalBlock):
             phi = project(x, self.phi.weight, self.phi.bias)
         g = project(x, self.g.weight, self.g.bias)
         if self.sub_sample:
-            first_axis = 3 if self.dimension == 3 else 2  # not along time
-            phi = positions(halve(as_map(phi, x), first_axis))
-            g = positions(halve(as_map(g, x), first_axis))
+            phi, g = self._halved(phi, x), self._halved(g, x)
         if self.w_f is not None:
             w_theta, w_phi = self.w_f.unsqueeze(-1).chunk(2)  # (D, 1) each
             theta, phi = _product(theta, w_theta), _product(phi, w_phi)
         return theta, phi, g
+
+    def _halved(self, rows: Tensor, x: Tensor) -> Tensor:
+        """Sub-sampled rows (N, M, channels) of those (N, L, channels) of x's positions."""
+        first_axis = 3 if self.dimension == 3 else 2  # not along time
+        return positions(halve(as_map(rows, x), first_axis))
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, D), of x (N, C, *S); the embeddings are released on return.
