@@ -9,7 +9,8 @@ from detectron2.config import get_cfg
 from nl_detectron import BlockOptions, NonLocalBlock, add_non_local_config, insert_non_local
 from nl_detectron.config import block_nodes, block_options, renamed_keys
 from nl_detectron.engine import load_cfg
-from nl_detectron.engine.checks import check_cfg, unused_options
+from nl_detectron.engine.checks import check_cfg
+from nl_detectron.engine.unused import unused_options
 from nl_detectron.layers.options import CONFIG_OPTIONS, LEARNED_OPTIONS
 
 PEOPLE = "quick_schedules/keypoint_rcnn_people_nl.yaml"

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from dev.configs_page import baseline_of
 from nl_detectron import add_non_local_config, model_zoo
 from nl_detectron.engine import Trainer
-from nl_detectron.engine.checks import unused_options
+from nl_detectron.engine.unused import unused_options
 from nl_detectron.layers.names import non_local_blocks
 from tests.places import ROOT
 

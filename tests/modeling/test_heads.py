@@ -5,7 +5,8 @@ from detectron2.modeling import ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import build_box_head, build_keypoint_head, build_mask_head
 
 from nl_detectron import BlockOptions, NonLocalBlock, NonLocalKeypointHead
-from nl_detectron.engine.checks import check_model, unused_options
+from nl_detectron.engine.checks import check_model
+from nl_detectron.engine.unused import unused_options
 from nl_detectron.errors import UsageError
 from nl_detectron.layers import non_local_blocks
 from nl_detectron.modeling import NonLocalBoxHead, NonLocalMaskHead

@@ -7,7 +7,8 @@ from detectron2.modeling import build_model
 from nl_detectron import Predictor
 from nl_detectron.analysis import count_flops, count_non_local_flops
 from nl_detectron.checkpoint import NonLocalCheckpointer
-from nl_detectron.engine.checks import check_model, unused_options
+from nl_detectron.engine.checks import check_model
+from nl_detectron.engine.unused import unused_options
 from nl_detectron.errors import UsageError
 from nl_detectron.inference.attention import check_has_blocks
 from nl_detectron.layers import non_local_blocks

@@ -14,7 +14,8 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from nl_detectron import insert_non_local
-from nl_detectron.engine.checks import check_model, unused_options
+from nl_detectron.engine.checks import check_model
+from nl_detectron.engine.unused import unused_options
 from nl_detectron.errors import UsageError
 from nl_detectron.layers import non_local_blocks
 from nl_detectron.modeling import insert_in_pyramid, non_local_fpn
