@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -145,10 +146,8 @@ def _measured(cell: Cell, device: str, seconds: float) -> tuple[str, ...]:
     """What is in a row after its labels."""
     ours = step_of(cell.pair.ours(cell.channels, zero_init=False), cell, device)
     functions = {"ours": ours}
-    try:
+    with suppress(ImportError):  # of mmcv-lite
         functions["peer"] = step_of(cell.pair.theirs(cell.channels), cell, device)
-    except ImportError:
-        pass
     memory = {name: peak_memory(step, device=device) for name, step in functions.items()}
     times = alternate(functions, seconds=seconds, at_least=5, at_most=300, device=device)
     one_map = cell.batch * cell.channels * cell.size[0] * cell.size[1] * cell.dtype.itemsize
