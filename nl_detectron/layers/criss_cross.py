@@ -4,14 +4,17 @@ Shape shorthand: N samples, C channels, H x W positions, D inner channels.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .options import BlockOptions
 from .positions import positions, project
+from .recording import is_recorded
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()
@@ -81,7 +84,55 @@ class CrissCrossBlock(BaseNonLocalBlock):
         itself = cells.unsqueeze(1) == cells  # in the row already
         by_column = by_column.masked_fill(itself, -math.inf).transpose(1, 2)  # (N, H, W, H)
         weights = torch.cat([by_row, by_column], dim=3).softmax(3).to(x.dtype)
+        y = _sums_over_crosses(weights, x)
+        return positions(y.permute(0, 3, 1, 2))
+
+
+def _sums_over_crosses(weights: Tensor, x: Tensor) -> Tensor:
+    """y (N, H, W, C), of weights (N, H, W, W + H), a row's first, and x (N, H, W, C)."""
+    if is_recorded():
+        width = x.shape[2]
         y = torch.matmul(weights[..., :width], x)
         by_column = torch.matmul(weights[..., width:].transpose(1, 2), x.transpose(1, 2))
-        y += by_column.transpose(1, 2)
-        return positions(y.permute(0, 3, 1, 2))
+        return y + by_column.transpose(1, 2)
+    y = _CrossSums.apply(weights, x)
+    if y.requires_grad:
+        # Products along columns would copy a gradient whose channels are not last, and hold both
+        y.register_hook(lambda gradient: gradient.contiguous())
+    return y
+
+
+class _CrossSums(torch.autograd.Function):
+    """Sums over rows, to which those over columns are added in place; so for the gradient of x."""
+
+    @staticmethod
+    def forward(weights: Tensor, x: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        for n in range(x.shape[0]):
+            by_row, by_column = _split(weights[n])
+            torch.bmm(by_row, x[n], out=y[n])
+            y[n].transpose(0, 1).baddbmm_(by_column, x[n].transpose(0, 1))
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        weights, x = ctx.saved_tensors
+        dweights, dx = torch.empty_like(weights), torch.empty_like(x)
+        for n in range(x.shape[0]):
+            (by_row, by_column), (dby_row, dby_column) = _split(weights[n]), _split(dweights[n])
+            torch.bmm(dy[n], x[n].transpose(1, 2), out=dby_row)
+            torch.bmm(dy[n].transpose(0, 1), x[n].permute(1, 2, 0), out=dby_column)
+            torch.bmm(by_row.transpose(1, 2), dy[n], out=dx[n])
+            dx[n].transpose(0, 1).baddbmm_(by_column.transpose(1, 2), dy[n].transpose(0, 1))
+        return dweights, dx
+
+
+def _split(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of rows, (H, W, W), and of columns, (W, H, H), of one sample's (H, W, W + H)."""
+    width = weights.shape[1]
+    return weights[..., :width], weights[..., width:].transpose(0, 1)

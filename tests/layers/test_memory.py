@@ -5,7 +5,7 @@ import torch
 
 from dev.benchmark.measure import peak_memory
 from nl_detectron import NonLocalBlock
-from nl_detectron.layers import PAIRWISE_FUNCTIONS
+from nl_detectron.layers import PAIRWISE_FUNCTIONS, CrissCrossBlock
 
 HEIGHT, WIDTH, CHANNELS = 50, 84, 64
 NUM_POSITIONS = HEIGHT * WIDTH
@@ -76,3 +76,12 @@ def test_autocast_casts_the_input_once():
         block(x)
     copies = {t.data_ptr() for t in held if t.numel() == x.numel() and t.dtype == torch.bfloat16}
     assert len(copies) == 1
+
+
+def test_a_criss_cross_adds_up_rows_and_columns_in_one_map():
+    block = CrissCrossBlock(256, inner_ratio=1 / 8, recurrence=1, zero_init=False)
+    x = torch.randn(1, 256, 24, 24, requires_grad=True)
+    gradient = torch.randn_like(x)
+    parameters = sum(p.nbytes for p in block.parameters())
+    # x by rows, z, and the gradients of y and of x; weights and queries are a fraction of a map
+    assert peak_memory(lambda: block(x).backward(gradient)) < 4.9 * x.nbytes + parameters
