@@ -84,8 +84,13 @@ class DisentangledNonLocalBlock(NonLocalBlock):
         return logits.softmax(-1)
 
     def _aggregate(self, x: Tensor) -> Tensor:
-        """y, (N, L, D)."""
+        """y, (N, L, D).
+
+        The pairwise weights of a query sum to 1, so what the unary term adds to all queries is
+        added to the values, of which there are fewer.
+        """
         theta, phi, g = self._embed(x)
-        y = softmax(theta, phi, g, self.scale)
         unary = torch.bmm(self._unary(x).to(g.dtype), g)  # (N, 1, D)
-        return y + unary if self.gamma is None else self.gamma.to(y.dtype) * y + unary
+        if self.gamma is not None:
+            g = self.gamma.to(g.dtype) * g
+        return softmax(theta, phi, g + unary, self.scale)

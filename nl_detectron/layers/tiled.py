@@ -50,7 +50,7 @@ class _TiledSoftmax(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         y = g.new_empty(*theta.shape[:2], g.shape[2])
         kept = g.new_empty(theta.shape[0], kept_rows, _padded_keys(phi))
-        scratch = _scratch(theta, phi)
+        scratch = _scratch(theta, phi, theta.shape[1] - kept_rows)
         for n, rows in _tiles(theta, phi, kept_rows):
             padded = kept[n, rows] if rows.stop <= kept_rows else scratch[: length(rows)]
             torch.mm(_weights(theta[n, rows], phi[n], scale, padded), g[n], out=y[n, rows])
@@ -72,8 +72,9 @@ class _TiledSoftmax(torch.autograd.Function):
         # Of plain layout, whatever that of the operands: products run faster into it.
         dtheta = theta.new_empty(theta.shape)
         dphi, dg = phi.new_zeros(phi.shape), g.new_zeros(g.shape)
-        scratch, gradient = _scratch(theta, phi), _scratch(theta, phi)
         num_keys, kept_rows = phi.shape[1], kept.shape[1]
+        scratch = _scratch(theta, phi, theta.shape[1] - kept_rows)
+        gradient = _scratch(theta, phi, theta.shape[1])
         for n, rows in _tiles(theta, phi, kept_rows):
             if rows.stop <= kept_rows:
                 weights = kept[n, rows, :num_keys]
@@ -133,9 +134,9 @@ def _weights(theta: Tensor, phi: Tensor, scale: float, padded: Tensor) -> Tensor
     return weights
 
 
-def _scratch(theta: Tensor, phi: Tensor) -> Tensor:
-    """Memory for one tile of rows."""
-    return theta.new_empty(_tile_rows(theta, phi), _padded_keys(phi))
+def _scratch(theta: Tensor, phi: Tensor, rows: int) -> Tensor:
+    """Memory for one tile of so many rows in all."""
+    return theta.new_empty(min(rows, _tile_rows(theta, phi)), _padded_keys(phi))
 
 
 def _padded_keys(phi: Tensor) -> int:
