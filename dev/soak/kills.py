@@ -1,13 +1,14 @@
 """Trainings killed at chosen moments and resumed, compared bit by bit with one never stopped.
 
-    python -m dev.soak.kills FOLDER [short]
+    python -m dev.soak.kills FOLDER [long | short | cuda]
 
-prints a table as JSON, a row for each training.
+prints a table as JSON, a row for each training; ``cuda`` needs a GPU.
 """
 
 import json
 import math
 import multiprocessing
+import os
 import runpy
 import shutil
 import signal
@@ -96,6 +97,13 @@ model.roi_heads.box_predictor.test_topk_per_image = 5
 train.update(max_iter={ITERATIONS}, eval_period={EVALUATIONS}, seed=1)
 train.checkpointer.period = {CHECKPOINTS}
 """
+# As in docs/reliability.md
+DETERMINISTIC = """
+import torch
+
+torch.use_deterministic_algorithms(True, warn_only=True)  # the log names what cannot be
+torch.backends.cudnn.benchmark = False
+"""
 
 
 @dataclass(frozen=True)
@@ -154,21 +162,31 @@ SHORT = (
     Case([(at.checkpoint_half_written, 3), (at.evaluation_half_done, ITERATIONS)]),
     LAZILY[2],
 )
+ON_CUDA = {"MODEL.DEVICE": "cuda"}
+CUDA = (
+    Case([], options=ON_CUDA),  # of the kernels alone: the same once more
+    Case(TWICE, options={**ON_CUDA, "DATALOADER.NUM_WORKERS": 2}),
+    Case(TWICE, options={**ON_CUDA, "SOLVER.AMP.ENABLED": True}),
+)
+CASES = {"long": (*LONG, *VARIED, *LAZILY), "short": SHORT, "cuda": CUDA}
 
 
 def rows(*, short: bool) -> Iterator[Row]:
     """A row for each training, from a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", __name__, folder, *["short"] * short]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    for row in json.loads(done.stdout):
+    found: list[dict[str, Any]] = []
+    for cases in ("short" if short else "long", *["cuda"] * torch.cuda.is_available()):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", __name__, folder, cases]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+        found += json.loads(done.stdout)
+    for row in found:
         options = ", ".join(f"{key} {value}" for key, value in row["options"].items())
         killed = f"killed {row['case']}" + (f"; {options}" if options else "")
         figures = "equal bit for bit" if row["equal"] else f"differs in {row['differs']}"
         yield Row(f"{row['tool']}, {killed}", row["killed"], row["equal"], figures)
 
 
-def kill_and_compare(folder: Path, cases: Sequence[Case] = (*LONG, *VARIED, *LAZILY)) -> list[dict]:
+def kill_and_compare(folder: Path, cases: Sequence[Case]) -> list[dict]:
     """A row for each case: ``case``, ``tool``, ``options``, ``killed``, ``equal``, ``differs``.
 
     Args:
@@ -224,7 +242,7 @@ def _differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def _load(run: Path) -> dict[str, Any]:
-    content = torch.load(run / "model_final.pth", weights_only=True)
+    content = torch.load(run / "model_final.pth", map_location="cpu", weights_only=True)
     content.pop("config", None)  # which holds the folder
     content["trainer"]["hooks"]["ExactResume"].pop("settings")
     return content
@@ -260,6 +278,7 @@ def _datasets(folder: Path) -> list[str]:
         file = generate(folder / name, kind="shapes", num_images=num_images, seed=1, size=size)
         words += ["--dataset", name, str(file), str(file.parent / "images")]
     (folder / "lazy.py").write_text(LAZY)
+    (folder / "deterministic.py").write_text(DETERMINISTIC)
     return words
 
 
@@ -281,9 +300,13 @@ def _run(
         words = [f"{key}={value}" for key, value in options.items()]
         words += [f"train.output_dir={output}", "train.device=cpu"]
         config = str(folder / "lazy.py")
+    on_cuda = options.get("MODEL.DEVICE") == "cuda"
+    if on_cuda:
+        flags = [*flags, "--import", str(folder / "deterministic.py")]
     call = [str(ROOT / f"tools/{tool}.py"), "--config-file", config, *data, *flags, *words]
-    # Forked, for which no thread may have been started here: it spares it all the imports.
-    process = multiprocessing.get_context("fork").Process(
+    # Forked, for which no thread may have been started here: it spares it all the imports. CUDA
+    # does not work in a fork.
+    process = multiprocessing.get_context("spawn" if on_cuda else "fork").Process(
         target=_call, args=(call, f"{output}.txt", kill)
     )
     process.start()
@@ -295,6 +318,7 @@ def _run(
 def _call(call: list[str], log: str, kill: tuple[Callable[[int], None], int] | None) -> None:
     sys.stdout = sys.stderr = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
     sys.argv = call
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic kernels
     torch.set_num_threads(1)
     if kill is not None:
         kill[0](kill[1])
@@ -308,5 +332,5 @@ def _expect(code: int, actual: int) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    chosen = SHORT if "short" in sys.argv[2:] else (*LONG, *VARIED, *LAZILY)
-    print(json.dumps(kill_and_compare(Path(sys.argv[1]), chosen), indent=1))
+    where, which = Path(sys.argv[1]), (*sys.argv[2:], "long")[0]
+    print(json.dumps(kill_and_compare(where, CASES[which]), indent=1))

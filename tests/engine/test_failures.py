@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.gpus import needs_two_gpus
 from tests.places import ROOT
 
 from .conftest import needs_two_cores
@@ -33,7 +34,9 @@ def main(fault, rank):
                 raise KeyError("so and so\\nand more")
             if fault == "hangs":
                 time.sleep(60)  # nobody ends it where its launch is killed
-        distributed.all_reduce(torch.ones(1000))
+        sums = torch.ones(1000, device="cuda" if torch.cuda.is_available() else "cpu")
+        distributed.all_reduce(sums)
+        sums.tolist()  # NCCL has only been told until then
 
 
 if __name__ == "__main__":
@@ -100,6 +103,22 @@ def test_the_rank_its_host_and_its_error_are_on_one_line(start, fault, rank, lin
     errors = errors_of(start(fault, rank, 2, 1, 0, "auto"))
     line = line.replace("{at}", rf"\(process \d+ on {HOST}\)")
     assert re.search(rf"^error: {line}\. {RESUME}$", errors, re.MULTILINE), errors
+
+
+@needs_two_gpus
+@pytest.mark.parametrize(
+    ("fault", "rank", "line"),
+    [
+        ("killed", 1, "rank 1 of 2 .*: ended by SIGKILL"),
+        ("raises", 0, "rank 0 of 2 .*: KeyError: 'so and so"),
+        ("hangs", 0, "rank 1 of 2 "),  # which PyTorch's watchdog has ended, or its own error
+    ],
+)
+def test_a_process_of_a_gpu_is_named_too(start, fault, rank, line):
+    process = start(fault, rank, 2, 1, 0, "auto")
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert re.search(rf"^error: {line}", errors, re.MULTILINE), errors
 
 
 @needs_two_cores
