@@ -225,7 +225,7 @@ def _predict_video(
             )
     finally:
         if writer is not None:
-            writer.close()
+            writer.stop()
         partial.unlink(missing_ok=True)
 
 

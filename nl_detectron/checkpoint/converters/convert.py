@@ -176,5 +176,5 @@ def _write(target: str, converted: Converted, about: dict[str, Any]) -> None:
     content = {"model": weights, **about, "versions": versions()}
     if converted.by_suffix:
         content["matching_heuristics"] = True
-    with replacing(target) as temporary:
-        torch.save(content, temporary)
+    with replacing(target) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)  # whose own writer would not say why it cannot
