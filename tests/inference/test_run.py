@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from nl_detectron import Predictor
 from nl_detectron.errors import UsageError
 from nl_detectron.inference import find_inputs, predict_files
-from nl_detectron.inference.run import RESULTS_FILE, image_ids
+from nl_detectron.inference.run import RESULTS_FILE, Summary, image_ids
 from nl_detectron.inference.video import Tracker, VideoReader, VideoWriter
 from tests.full_disk import files_of_at_most
 
@@ -253,6 +253,12 @@ def test_the_tool_names_what_cannot_work(tool, weights, picture, tmp_path, argum
     options = ["--weights", weights["people"], "--output", tmp_path / "out", "--input", picture]
     code, _, err = tool("predict", *options, *arguments)
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_names_of_files_cannot_steer_a_terminal(capsys, tmp_path):
+    summary = Summary(failed=["a\x1b[31m\n.jpg needs more memory than there is"])
+    assert summary.report(tmp_path) == 1
+    assert capsys.readouterr().err == ("error: a\\x1b[31m\\n.jpg needs more memory than there is\n")
 
 
 def test_a_full_disk_is_one_line(tool, weights, picture, tmp_path):
