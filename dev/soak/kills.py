@@ -1,8 +1,8 @@
 """Trainings killed at chosen moments and resumed, compared bit by bit with one never stopped.
 
-    python -m dev.soak.kills FOLDER [long | short | cuda]
+    python -m dev.soak.kills FOLDER [long | short | cuda | two_gpus]
 
-prints a table as JSON, a row for each training; ``cuda`` needs a GPU.
+prints a table as JSON, a row for each training.
 """
 
 import json
@@ -113,6 +113,7 @@ class Case:
     kills: Sequence[tuple[Callable[[int], None], int]]
     tool: str = "train_net"
     options: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
 
     @property
     def name(self) -> str:
@@ -146,6 +147,7 @@ TWICE = [(at.in_the_forward_pass, 3), (at.evaluation_half_done, 5)]
 VARIED = (
     *(Case(TWICE, options=options) for options in VARIANTS),
     Case([(at.evaluation_done, 5)], options={"SEED": -1}),
+    Case(TWICE, processes=2),
     # which ends early after iteration 1, in the evaluation that follows
     Case(
         [(at.evaluation_half_done, 1), (at.evaluation_done, 2)],
@@ -168,26 +170,33 @@ CUDA = (
     Case(TWICE, options={**ON_CUDA, "DATALOADER.NUM_WORKERS": 2}),
     Case(TWICE, options={**ON_CUDA, "SOLVER.AMP.ENABLED": True}),
 )
-CASES = {"long": (*LONG, *VARIED, *LAZILY), "short": SHORT, "cuda": CUDA}
+TWO_GPUS = (
+    Case([], options=ON_CUDA, processes=2),
+    Case(TWICE, options=ON_CUDA, processes=2),
+    Case(TWICE, options={**ON_CUDA, "MODEL.FPN.NORM": "SyncBN"}, processes=2),
+)
+CASES = {"long": (*LONG, *VARIED, *LAZILY), "short": SHORT, "cuda": CUDA, "two_gpus": TWO_GPUS}
 
 
 def rows(*, short: bool) -> Iterator[Row]:
     """A row for each training, from a process of its own."""
     found: list[dict[str, Any]] = []
-    for cases in ("short" if short else "long", *["cuda"] * torch.cuda.is_available()):
+    gpus = ("cuda", "two_gpus")[: torch.cuda.device_count()]
+    for cases in ("short" if short else "long", *gpus):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", __name__, folder, cases]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
         found += json.loads(done.stdout)
     for row in found:
         options = ", ".join(f"{key} {value}" for key, value in row["options"].items())
+        options += f"{row['processes']} processes" * (row["processes"] > 1)
         killed = f"killed {row['case']}" + (f"; {options}" if options else "")
         figures = "equal bit for bit" if row["equal"] else f"differs in {row['differs']}"
         yield Row(f"{row['tool']}, {killed}", row["killed"], row["equal"], figures)
 
 
 def kill_and_compare(folder: Path, cases: Sequence[Case]) -> list[dict]:
-    """A row for each case: ``case``, ``tool``, ``options``, ``killed``, ``equal``, ``differs``.
+    """A row for each case: its name and settings, ``killed``, ``equal``, ``differs``.
 
     Args:
         folder: an empty one, for the data and the runs.
@@ -198,21 +207,24 @@ def kill_and_compare(folder: Path, cases: Sequence[Case]) -> list[dict]:
     for number, case in enumerate(cases):
         # The number of workers changes nothing, so one straight run serves them all.
         options = {k: v for k, v in case.options.items() if "workers" not in k.lower()}
-        key = f"{case.tool} {options}"
+        key = f"{case.tool} {options} {case.processes}"
+        of_all = ["--num-gpus", str(case.processes)]
         if key not in straight:
             straight[key] = folder / f"straight_{len(straight)}"
-            _expect(0, _run(folder, case.tool, options, straight[key], data))
+            _expect(0, _run(folder, case.tool, options, straight[key], data, of_all))
         output = folder / f"killed_{number}"
         killed = 0
         if options.get("SEED") == -1:  # no other run is the same: this one goes on from its middle
             shutil.copytree(straight[key], output)
             (output / "last_checkpoint").write_text("model_0000003.pth")
         for done, kill in enumerate(case.kills):
-            resume = ["--resume"] * (done > 0 or output.exists())
-            killed += _run(folder, case.tool, case.options, output, data, resume, kill) == -9
-        _expect(0, _run(folder, case.tool, case.options, output, data, ["--resume"]))
+            flags = [*of_all, *["--resume"] * (done > 0 or output.exists())]
+            code = _run(folder, case.tool, case.options, output, data, flags, kill)
+            killed += code == (-signal.SIGKILL if case.processes == 1 else 1)
+        _expect(0, _run(folder, case.tool, case.options, output, data, [*of_all, "--resume"]))
         differs = differences(straight[key], output)
-        row = {"case": case.name, "tool": case.tool, "options": case.options, "killed": killed}
+        row = {"case": case.name, "tool": case.tool, "options": case.options}
+        row |= {"processes": case.processes, "killed": killed}
         rows.append(row | {"equal": not differs, "differs": differs[:5]})
     return rows
 
@@ -288,7 +300,7 @@ def _run(
     options: dict[str, Any],
     output: Path,
     data: list[str],
-    flags: Sequence[str] = (),
+    flags: Sequence[str],
     kill: tuple[Callable[[int], None], int] | None = None,
 ) -> int:
     """Runs a tool in a process of its own; returns its exit code."""
@@ -300,6 +312,10 @@ def _run(
         words = [f"{key}={value}" for key, value in options.items()]
         words += [f"train.output_dir={output}", "train.device=cpu"]
         config = str(folder / "lazy.py")
+    if kill is not None and flags[:2] != ["--num-gpus", "1"]:  # in the processes that it starts
+        file = folder / "kill.py"
+        file.write_text(f"from {at.__name__} import {kill[0].__name__} as at\nat({kill[1]})\n")
+        flags, kill = [*flags, "--import", str(file)], None
     on_cuda = options.get("MODEL.DEVICE") == "cuda"
     if on_cuda:
         flags = [*flags, "--import", str(folder / "deterministic.py")]
@@ -317,6 +333,8 @@ def _run(
 
 def _call(call: list[str], log: str, kill: tuple[Callable[[int], None], int] | None) -> None:
     sys.stdout = sys.stderr = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+    for number in (1, 2):  # also of the processes that it starts
+        os.dup2(sys.stdout.fileno(), number)
     sys.argv = call
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic kernels
     torch.set_num_threads(1)

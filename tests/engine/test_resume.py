@@ -17,7 +17,7 @@ from nl_detectron.engine.checks import check_unused
 from nl_detectron.engine.resume import ExactResume, run_seed
 from nl_detectron.engine.settings import PROCESSES, compare_settings, settings_of
 from nl_detectron.errors import UsageError
-from tests.gpus import needs_gpu
+from tests.gpus import needs_gpu, needs_two_gpus
 from tests.places import CONFIGS, ROOT
 
 QUICK = CONFIGS / "quick_schedules/mask_rcnn_shapes_nl.yaml"
@@ -37,10 +37,13 @@ def test_killed_and_resumed_it_is_bit_for_bit_the_same(python, tmp_path):
 
 
 @pytest.mark.slow
-@needs_gpu
-def test_on_a_gpu_it_is_the_same_where_the_kernels_are_deterministic(python, tmp_path):
-    """With 2 workers, and in mixed precision; asked for as docs/reliability.md says."""
-    again, *killed = kill(python, tmp_path, "cuda")
+@pytest.mark.parametrize(
+    "cases", [pytest.param("cuda", marks=needs_gpu), pytest.param("two_gpus", marks=needs_two_gpus)]
+)
+def test_on_gpus_it_is_the_same_where_their_kernels_are_deterministic(python, tmp_path, cases):
+    """Asked for as docs/reliability.md says. On one with 2 workers, and in mixed precision; on two
+    with SyncBN, too."""
+    again, *killed = kill(python, tmp_path, cases)
     if not again["equal"]:
         pytest.skip(f"no kill is needed for other weights here: {again['differs']}")
     assert [row["killed"] for row in killed] == [2, 2]
