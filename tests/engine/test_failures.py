@@ -23,6 +23,7 @@ from torch import distributed
 from nl_detectron.engine import failures, launch
 
 failures.ROLL_CALL = timedelta(seconds=2)
+on_gpus = torch.cuda.is_available()  # where the start alone takes seconds
 
 
 def main(fault, rank):
@@ -33,8 +34,8 @@ def main(fault, rank):
             if fault == "raises":
                 raise KeyError("so and so\\nand more")
             if fault == "hangs":
-                time.sleep(60)  # nobody ends it where its launch is killed
-        sums = torch.ones(1000, device="cuda" if torch.cuda.is_available() else "cpu")
+                time.sleep(200 if on_gpus else 60)  # nobody ends it where its launch is killed
+        sums = torch.ones(1000, device="cuda" if on_gpus else "cpu")
         distributed.all_reduce(sums)
         sums.tolist()  # NCCL has only been told until then
 
@@ -43,7 +44,7 @@ if __name__ == "__main__":
     fault, rank, num_gpus, machines, machine, url = sys.argv[1:]
     launch(
         main, int(num_gpus), int(machines), int(machine), url,
-        args=(fault, int(rank)), timeout=timedelta(seconds=3),
+        args=(fault, int(rank)), timeout=timedelta(seconds=20 if on_gpus else 3),
     )
 """
 HOST = re.escape(socket.gethostname())
@@ -116,7 +117,7 @@ def test_the_rank_its_host_and_its_error_are_on_one_line(start, fault, rank, lin
 )
 def test_a_process_of_a_gpu_is_named_too(start, fault, rank, line):
     process = start(fault, rank, 2, 1, 0, "auto")
-    _, errors = process.communicate(timeout=90)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 1
     assert re.search(rf"^error: {line}", errors, re.MULTILINE), errors
 
