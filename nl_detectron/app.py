@@ -160,7 +160,7 @@ def _fetch_nothing(block: Block) -> None:
     async def move_uploaded(path: str | Path | None) -> str | None:
         return await move(None if path is None else _uploaded(path, block))
 
-    block.async_move_resource_to_block_cache = move_uploaded  # type: ignore[method-assign]
+    block.async_move_resource_to_block_cache = move_uploaded
 
 
 class _shown_errors:

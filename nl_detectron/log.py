@@ -47,6 +47,7 @@ def say_once_of_full_disks() -> None:
     """A log file for which there is no room is no reason for a traceback with each line."""
     for name in ("detectron2", "fvcore"):
         for handler in logging.getLogger(name).handlers:
-            is_file = isinstance(handler, logging.StreamHandler)
-            if is_file and not isinstance(handler.handleError, _Once):
+            if isinstance(handler.handleError, _Once):
+                continue
+            if isinstance(handler, logging.StreamHandler):
                 handler.handleError = _Once(handler)  # type: ignore[method-assign]

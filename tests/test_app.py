@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -182,14 +183,18 @@ def test_no_address_is_fetched(monkeypatch, tmp_path):
     uploaded.write_bytes(b"an image")
     parts = [block for block in app.blocks.values() if hasattr(block, "preprocess")]
     assert len(parts) >= 6
+
+    def moved(path: object, part: object) -> str:
+        data = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        move = processing_utils.async_move_files_to_cache
+        with ThreadPoolExecutor(1) as pool:  # as this thread's loop may be the browser's
+            return pool.submit(lambda: asyncio.run(move(data, part))).result()["path"]
+
     for part in parts:
         for path in ("http://example.org/a.png", "HTTPS://example.org/a.png", "/etc/passwd"):
-            data = {"path": path, "meta": {"_type": "gradio.FileData"}}
             with pytest.raises(Error, match="no uploaded image"):
-                asyncio.run(processing_utils.async_move_files_to_cache(data, part))
-        data = {"path": str(uploaded), "meta": {"_type": "gradio.FileData"}}
-        moved = asyncio.run(processing_utils.async_move_files_to_cache(data, part))
-        assert moved["path"] == str(uploaded)
+                moved(path, part)
+        assert moved(uploaded, part) == str(uploaded)
 
 
 def test_a_page_that_others_reach_comes_with_a_warning(log):

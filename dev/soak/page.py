@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ def rows(*, calls: int, people: int = 20) -> Iterator[Row]:
                 max(places) > 1,
                 f"the highest place shown was {max(places)}",
             )
-            looks = {"memory": partial(resident, process)}
+            looks: dict[str, Callable[[], float]] = {"memory": partial(resident, process)}
             if DEVICE == "cuda":
                 looks["CUDA memory"] = in_use
             for name, look in looks.items():
