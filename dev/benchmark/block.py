@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,21 @@ RES4, RES3 = (50, 84), (100, 168)  # of 800x1333 pixels
 MAPS = ((25, 42), RES4, (84, 84), RES3)
 LONGEST = 65536  # positions: a float32 matrix of all pairs takes 17 GB
 PEER_LIMIT = 8e9  # bytes: cells in which a peer would need more are left out, and say so
+
+
+class Setting(Protocol):
+    """What a step of any module depends on."""
+
+    @property
+    def training(self) -> bool: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 @dataclass(frozen=True)
@@ -143,12 +159,12 @@ def time_table(cells: Iterator[Cell], device: str, *, seconds: float) -> Table:
     """Ratios of medians, and the fraction of the machine's rate of matrix products."""
     rows = []
     for cell in tqdm(list(cells), desc="block: time", unit="cell", leave=False):
-        functions = {"ours": _step(_ours(cell), cell, device)}
+        functions = {"ours": step_of(_ours(cell), cell, device)}
         if cell.peer_bytes <= PEER_LIMIT:
             if _mmcv_runs(cell):
-                functions["mmcv"] = _step(_mmcv(cell), cell, device)
+                functions["mmcv"] = step_of(_mmcv(cell), cell, device)
             if cell.size != RES3:
-                functions["textbook"] = _step(Textbook(cell), cell, device)
+                functions["textbook"] = step_of(Textbook(cell), cell, device)
         product = MatrixProduct(cell.dtype, device)
         times = alternate(functions | {"product": product}, seconds=seconds, device=device)
         ours, rate = times["ours"], product.flops / times["product"]
@@ -255,7 +271,7 @@ def attention_table(device: str) -> Table:
 
 def extra_memory(module: nn.Module, cell: Cell, device: str) -> int:
     """Peak bytes of one step beyond output and, in training, gradients of input and parameters."""
-    step = _step(module, cell, device)
+    step = step_of(module, cell, device)
     peak = peak_memory(step, device=device)
     maps = (2 if cell.training else 1) * cell.batch * cell.channels * cell.size[0] * cell.size[1]
     outputs = maps * cell.dtype.itemsize
@@ -342,7 +358,7 @@ def _mmcv(cell: Cell) -> nn.Module:
     )
 
 
-def _step(module: nn.Module, cell: Cell, device: str) -> Callable[[], Tensor]:
+def step_of(module: nn.Module, cell: Setting, device: str) -> Callable[[], Tensor]:
     """One run of the cell, which returns the block's output."""
     module.to(device, cell.dtype)
     x = torch.randn(cell.batch, cell.channels, *cell.size, device=device).to(cell.dtype)

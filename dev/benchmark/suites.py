@@ -10,7 +10,7 @@ import torch
 from .table import Table, machine, text_of
 
 # Each is a module of this package with `tables(*, quick: bool, device: str) -> Iterator[Table]`.
-SUITES = ("block", "training", "step", "prediction", "evaluation")
+SUITES = ("block", "family", "training", "step", "prediction", "evaluation")
 
 
 def benchmark(suites: Sequence[str], *, quick: bool, device: str) -> Iterator[str]:

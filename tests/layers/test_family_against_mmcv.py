@@ -1,13 +1,10 @@
 """Equal outputs with mmcv's modules: ContextBlock, CrissCrossAttention, GeneralizedAttention."""
 
-import functools
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dev.benchmark.family_peers import criss_cross_attention
 from nl_detectron.layers import CrissCrossBlock, GlobalContextBlock, SimplifiedNonLocalBlock
 
 mmcv = pytest.importorskip("mmcv", reason="needs mmcv-lite")
@@ -43,19 +40,9 @@ def test_global_context_equals_context_block(ratio):
     assert_equal_outputs(GlobalContextBlock(CHANNELS, inner_ratio=ratio).double(), peer, weights)
 
 
-@functools.cache  # mmcv registers its classes, once
-def criss_cross_attention() -> type[nn.Module]:
-    """Of a package that mmcv-lite cannot import, as its other modules are compiled."""
-    file = Path(mmcv.__file__).parent / "ops" / "cc_attention.py"
-    spec = importlib.util.spec_from_file_location("cc_attention", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.CrissCrossAttention
-
-
 @pytest.mark.parametrize("recurrence", [1, 2])
 def test_criss_cross_equals_criss_cross_attention(recurrence):
-    peer = random_peer(criss_cross_attention()(CHANNELS))
+    peer = random_peer(criss_cross_attention(CHANNELS)[0])
     gamma, value = peer.gamma.scale, peer.value_conv
     weights = {"theta.weight": peer.query_conv.weight, "theta.bias": peer.query_conv.bias}
     weights |= {"phi.weight": peer.key_conv.weight, "phi.bias": peer.key_conv.bias}
