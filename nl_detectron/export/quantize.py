@@ -1,7 +1,8 @@
 """Post-training quantization: products of 8-bit integers where a detector bears them.
 
-In float stay the non-local blocks, whose sums over all positions cancel, and the layers whose
-outputs are scores, boxes, masks and keypoints.
+In float stay the non-local blocks, whose sums over all positions cancel, the layers whose outputs
+are scores, boxes, masks and keypoints, and all that is computed with coordinates: of 8 bits they
+would be steps of a 256th of the image, by which small boxes miss their objects.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,14 @@ from ..errors import UsageError
 from ..inference.optimize import OUTPUT_LAYERS
 
 MOST_IMAGES = 300  # for the ranges of activations, which more of them do not change
-# Within the names that OpenVINO gives to the operations of the graph
-FLOAT = (r".*nl\d+.*", *(rf".*/{layer}.*" for layer in OUTPUT_LAYERS))
+# Names that OpenVINO gives to the operations of the graph: the module's path, then the operation
+FLOAT = (
+    r".*nl\d+.*",
+    *(rf".*/{layer}.*" for layer in OUTPUT_LAYERS),
+    # Boxes: what Detectron2's models compute outside of layers, and between them
+    r"/((proposal_generator|roi_heads)/)?[^/]*$",
+    r".*(anchor_generator|_pooler)/.*",
+)
 
 
 def check_quantizable(format: str, images: Sequence[np.ndarray]) -> None:

@@ -37,6 +37,30 @@ def test_output_layers_stay_in_float_and_others_do_not():
         assert not any(re.match(pattern, f"/model/{layer}") for pattern in FLOAT)
 
 
+BOXES = [
+    "/Div",
+    "/proposal_generator/Add_3",
+    "/proposal_generator/anchor_generator/Add",
+    "/roi_heads/Mul_44",
+    "/roi_heads/box_pooler/Sub_1",
+    "/roi_heads/mask_pooler/level_poolers.0/RoiAlign",
+]
+FEATURES = [
+    "/backbone/Add_1",
+    "/backbone/bottom_up/res3/res3.1/Add",
+    "/head/cls_subnet/cls_subnet.0/Conv",
+    "/proposal_generator/rpn_head/conv/Conv",
+    "/roi_heads/mask_head/mask_fcn1/Conv",
+    "/roi_heads/res5/res5.0/conv1/Conv",
+]
+
+
+@pytest.mark.parametrize(("names", "in_float"), [(BOXES, True), (FEATURES, False)])
+def test_coordinates_stay_in_float_and_features_do_not(names, in_float):
+    for name in names:
+        assert any(re.match(pattern, name) for pattern in FLOAT) == in_float, name
+
+
 def needs_nncf() -> None:
     for package in ("onnx", "openvino", "nncf"):
         pytest.importorskip(
@@ -76,11 +100,13 @@ def test_a_quantized_file_runs_as_others_do(export, picture):
 
 
 def test_products_outside_of_blocks_and_output_layers_are_of_integers(export):
-    quantized, products = set(), set()
+    quantized, products, of_integers = set(), set(), set()
     nodes = ElementTree.parse(export.path).getroot()
     names = {layer.get("id"): layer for layer in nodes.find("layers")}
     for edge in nodes.find("edges"):
         source, target = names[edge.get("from-layer")], names[edge.get("to-layer")]
+        if source.get("type") == "FakeQuantize":
+            of_integers.add(target.get("name"))
         if target.get("type") in ("Convolution", "MatMul"):
             products.add(target.get("name"))
             if source.get("type") == "FakeQuantize":
@@ -88,6 +114,7 @@ def test_products_outside_of_blocks_and_output_layers_are_of_integers(export):
     in_float = {name for name in products if any(re.match(pattern, name) for pattern in FLOAT)}
     assert any("nl" in name for name in in_float) and not in_float & quantized
     assert len(quantized) > 50
+    assert [name for name in of_integers if re.match(FLOAT[-2], name)] == []  # of coordinates
 
 
 def test_a_file_that_lost_too_much_is_removed(weights, tmp_path, tool, monkeypatch):
