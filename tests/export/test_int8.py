@@ -17,7 +17,7 @@ from nl_detectron.export import ExportedModel, agreement, export_model
 from nl_detectron.export import export as export_module
 from nl_detectron.export.agreement import Agreement
 from nl_detectron.export.parity import generated_images
-from nl_detectron.export.quantize import FLOAT
+from nl_detectron.export.quantize import FLOAT, prefer_convolutions
 from nl_detectron.inference.optimize import OUTPUT_LAYERS
 from tests.fixtures import QUICK
 from tests.models import base_cfg, leave_zero_start, settle
@@ -59,6 +59,19 @@ FEATURES = [
 def test_coordinates_stay_in_float_and_features_do_not(names, in_float):
     for name in names:
         assert any(re.match(pattern, name) for pattern in FLOAT) == in_float, name
+
+
+def test_linear_layers_become_convolutions_of_the_same_values():
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleDict(
+        {"fc1": torch.nn.Linear(12, 7), "cls_score": torch.nn.Linear(7, 3)}
+    )
+    x = torch.randn(5, 12)
+    expected = layers["fc1"](x)
+    prefer_convolutions(layers)
+    assert type(layers["cls_score"]) is torch.nn.Linear
+    assert type(layers["fc1"]) is not torch.nn.Linear
+    torch.testing.assert_close(layers["fc1"](x), expected)
 
 
 def needs_nncf() -> None:
