@@ -52,8 +52,9 @@ class _PointwiseConvolution(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        positions = x.T[None, :, None]  # (1, C, 1, N)
-        return F.conv2d(positions, self.weight[:, :, None, None], self.bias)[0, :, 0].T
+        positions = x.reshape(1, 1, -1, self.in_features).permute(0, 3, 1, 2)
+        y = F.conv2d(positions, self.weight[:, :, None, None], self.bias)
+        return y.permute(0, 2, 3, 1).reshape(-1, self.out_features)
 
 
 def prefer_convolutions(model: nn.Module) -> None:
