@@ -35,6 +35,7 @@ PAPER_NAME = re.compile(
 # the row and, after "from", of their own baseline. By the configs' names, in the order of the page
 GCNET = "GCNet's authors, {}: {}"
 DNL = "DNL's authors, SyncBN, 4conv1fc, {}: {}"
+LATENT = "LatentGNN's authors, {}: {}"
 AUTHORS = {
     f"COCO-InstanceSegmentation/mask_rcnn_{name}_1x.yaml": text
     for name, text in {
@@ -62,6 +63,10 @@ AUTHORS = {
         "R_50_FPN_gc_r4_4conv1fc_syncbn": GCNET.format(
             "SyncBN, 4conv1fc, r4", "41.4 / 37.0 from 38.8 / 34.6"
         ),
+        "R_50_FPN_latent_gnn_c4": LATENT.format("R50, c4", "39.0 / 35.2 from 37.8 / 34.2"),
+        "R_50_FPN_latent_gnn_c3_c5": LATENT.format("R50, c3-c5", "39.5 / 35.6 from 37.8 / 34.2"),
+        "R_101_FPN_latent_gnn_c4": LATENT.format("R101, c4", "41.0 / 36.9 from 40.1 / 36.1"),
+        "R_101_FPN_latent_gnn_c3_c5": LATENT.format("R101, c3-c5", "41.4 / 37.2 from 40.1 / 36.1"),
     }.items()
 } | {
     "COCO-Detection/faster_rcnn_R_50_FPN_nl_pyramid_1x.yaml": (
@@ -70,7 +75,7 @@ AUTHORS = {
 }
 # What comes before the heads, norms and schedule in the names of non-local configs
 NON_LOCAL_NAME = re.compile(
-    r"_(?:nl|gc|snl|dnl)(?:_\w+?)??(?=(?:_4conv1fc)?(?:_syncbn)?(?:_noaug)?_[13]x\.yaml)"
+    r"_(?:nl|gc|snl|dnl|latent_gnn)(?:_\w+?)??(?=(?:_4conv1fc)?(?:_syncbn)?(?:_noaug)?_[13]x\.yaml)"
 )
 
 

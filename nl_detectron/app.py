@@ -13,9 +13,11 @@ from typing import Any
 import cv2
 import gradio as gr
 import numpy as np
+from gradio.blocks import Block
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from .data.images import read_image
 from .errors import UsageError, one_line
 from .inference import Predictor
 from .log import logger
@@ -24,7 +26,8 @@ from .visualization import draw_attention, draw_instances
 # Detections below are not asked for: the lower, the longer a prediction takes.
 LOWEST_THRESHOLD = 0.05
 DRAWN_SIZE = 800  # longer side of the detections' picture, in pixels
-MAX_FILE_SIZE = "50mb"  # of an upload; how many pixels it may have, the reader of images says
+MAX_FILE_SIZE = "50mb"  # of an upload
+MAX_PIXELS = 25_000_000  # of an image: each mask of a detection takes a byte for each of them
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HINT = "Click into the picture: what does each non-local block relate to that pixel?"
 
@@ -45,7 +48,7 @@ def build_app(load: Callable[[str], Predictor], models: Sequence[str]) -> gr.Blo
             return None, "", None
         with _shown_errors():
             predictor = load(model)
-            image = predictor.load(file)
+            image = predictor.load(read_image(file, max_pixels=MAX_PIXELS))
             instances = predictor(image)
         instances = instances[instances.scores >= threshold]
         drawn = draw_instances(image, instances, predictor.metadata, scale=_scale(image))
@@ -57,7 +60,7 @@ def build_app(load: Callable[[str], Predictor], models: Sequence[str]) -> gr.Blo
         """A heat map for each block that sees the pixel clicked."""
         with _shown_errors():
             predictor = load(model)
-            image = predictor.load(file)
+            image = predictor.load(read_image(file, max_pixels=MAX_PIXELS))
             x, y = (coordinate / _scale(image) for coordinate in event.index)
             # Rounding must not lead outside.
             point = min(x, image.shape[1] - 1), min(y, image.shape[0] - 1)
@@ -75,7 +78,7 @@ def build_app(load: Callable[[str], Predictor], models: Sequence[str]) -> gr.Blo
             upload = gr.Image(label="Image", sources=["upload", "clipboard"], elem_id="image")
             # As the path of the uploaded file, so that it is read as everywhere else. (A class of
             # its own would make Gradio write a stub file beside this one.)
-            upload.preprocess = lambda payload: payload and _uploaded(payload, upload.GRADIO_CACHE)
+            upload.preprocess = lambda payload: payload and _uploaded(payload.path, upload)
             drawn = gr.Image(label="Detections", interactive=False, elem_id="detections")
         summary = gr.Markdown(elem_id="summary")
         gallery = gr.Gallery(
@@ -89,6 +92,8 @@ def build_app(load: Callable[[str], Predictor], models: Sequence[str]) -> gr.Blo
             **queue,
         )
         drawn.select(look, [upload, model], gallery, **queue)
+    for block in app.blocks.values():
+        _fetch_nothing(block)
     return app
 
 
@@ -140,12 +145,22 @@ def model_names(weights: Sequence[Path]) -> dict[str, Path]:
     return {f"{file.absolute().parent.name}/{file.name}": file for file in weights}
 
 
-def _uploaded(payload: Any, folder: str) -> str:
-    """The path of an uploaded file: what a request names elsewhere is none."""
-    path = Path(str(payload.path)).resolve()
-    if not path.is_relative_to(Path(folder).resolve()):
+def _uploaded(path: object, block: Block) -> str:
+    """The path of a file that was uploaded or drawn; what a request names elsewhere is none."""
+    file = Path(str(path)).resolve()
+    if not file.is_relative_to(Path(block.GRADIO_CACHE).resolve()):
         raise gr.Error("this is no uploaded image", print_exception=False)
-    return str(path)
+    return str(file)
+
+
+def _fetch_nothing(block: Block) -> None:
+    """Refuses the address that a request may name in the place of a file: Gradio would fetch it."""
+    move = block.async_move_resource_to_block_cache
+
+    async def move_uploaded(path: str | Path | None) -> str | None:
+        return await move(None if path is None else _uploaded(path, block))
+
+    block.async_move_resource_to_block_cache = move_uploaded
 
 
 class _shown_errors:

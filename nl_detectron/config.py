@@ -70,8 +70,8 @@ def add_non_local_config(cfg: CfgNode) -> None:
     # last good one whole, or "continue", with an alarm in the log
     cfg.SOLVER.CHECKPOINT_ON_ERROR = "stop"
     # Factor on the learning rate of the layers of the pairwise function f in each non-local block:
-    # theta, phi, w_f and conv_mask. From scratch with AdamW, 0.1 with INIT "similarity" trains all
-    # four.
+    # theta, phi, psi, w_f and conv_mask. From scratch with AdamW, 0.1 with INIT "similarity" trains
+    # all four.
     cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR = 1.0
     # The same of the block's other layers: g, out and norm
     cfg.SOLVER.NON_LOCAL_OTHERS_LR_FACTOR = 1.0

@@ -2,12 +2,15 @@
 
 import contextlib
 import difflib
+import errno
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 # Arguments whose flag on the command line is not their own name
 FLAGS = {"trust": "--trust-checkpoint"}
+# What the system says where a disk has no room, or none for this user or this file, or only reads
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class UsageError(ValueError):
@@ -44,7 +47,7 @@ def one_line(text: str) -> str:
 def usage_errors() -> Iterator[None]:
     """Ends the program with exit code 2 and one line on stderr if a :class:`UsageError` occurs.
 
-    An interruption (Ctrl-C) ends it with exit code 130.
+    So does a full disk. An interruption (Ctrl-C) ends it with exit code 130.
     """
     try:
         yield
@@ -54,6 +57,21 @@ def usage_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if (full := full_disk(error)) is None:
+            raise
+        what = one_line(str(full.filename or "a file"))
+        print(f"error: {what} cannot be written: {full.strerror}; make room there", file=sys.stderr)
+        sys.exit(2)
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """The system's error that a disk has no room, if an error is that or was raised for it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def closest(value: str, allowed: Iterable[str], *, cutoff: float = 0.6) -> list[str]:

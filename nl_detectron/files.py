@@ -1,7 +1,6 @@
 """Writes files so that a kill at any moment leaves either the old file or the new one, whole."""
 
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -13,10 +12,9 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from .errors import UsageError
+from .errors import UsageError, full_disk
 from .log import logger
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Names of what a process that was killed has left where it wrote
 LEFT_OVER = re.compile(r"\.\d+-[0-9a-f]{8}\.tmp$")
 
@@ -25,7 +23,8 @@ LEFT_OVER = re.compile(r"\.\d+-[0-9a-f]{8}\.tmp$")
 def replacing(path: str | Path) -> Iterator[str]:
     """A path to write to; what is there at the end takes the place of ``path`` in one step.
 
-    It is of this call alone, so those who write the same file at the same time do no harm.
+    It is of this call alone, so those who write the same file at the same time do no harm. Where
+    the disk is full, the system's error names ``path``.
     """
     temporary = f"{path}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
@@ -33,9 +32,11 @@ def replacing(path: str | Path) -> Iterator[str]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+        if (full := full_disk(error)) is not None:
+            full.filename = str(path)
         raise
     with contextlib.suppress(OSError):  # file systems that cannot
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
@@ -77,11 +78,6 @@ def _reason(error: BaseException | None) -> str | None:
             return error.strerror or str(error)
         error = error.__cause__ or error.__context__
     return None
-
-
-def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error says that a disk has no room, or can only be read."""
-    return isinstance(error, OSError) and error.errno in FULL
 
 
 class AtomicPathManager:

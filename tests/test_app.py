@@ -1,3 +1,5 @@
+import asyncio
+import io
 import json
 import re
 import socket
@@ -5,10 +7,12 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.places import ROOT
 
@@ -163,6 +167,52 @@ def test_no_file_of_the_machine_but_uploads_is_read(server, picture, tmp_path):
         assert ask(server, f"/gradio_api/file={path}")[0] in (403, 404)
 
 
+def test_no_address_is_fetched(monkeypatch, tmp_path):
+    """One may stand for a file in the data of any part of the page."""
+    from gradio import Error, processing_utils
+
+    from nl_detectron.app import build_app
+
+    async def download(url: str, cache_dir: str) -> str:
+        pytest.fail(f"{url} would be fetched")
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", download)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    app = build_app(lambda name: None, ["a model"])
+    uploaded = tmp_path / "a.png"
+    uploaded.write_bytes(b"an image")
+    parts = [block for block in app.blocks.values() if hasattr(block, "preprocess")]
+    assert len(parts) >= 6
+
+    def moved(path: object, part: object) -> str:
+        data = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        move = processing_utils.async_move_files_to_cache
+        with ThreadPoolExecutor(1) as pool:  # as this thread's loop may be the browser's
+            return pool.submit(lambda: asyncio.run(move(data, part))).result()["path"]
+
+    for part in parts:
+        for path in ("http://example.org/a.png", "HTTPS://example.org/a.png", "/etc/passwd"):
+            with pytest.raises(Error, match="no uploaded image"):
+                moved(path, part)
+        assert moved(uploaded, part) == str(uploaded)
+
+
+def test_a_page_that_others_reach_comes_with_a_warning(log):
+    from nl_detectron.app import serve
+
+    class Page:
+        def launch(self, *, server_name: str, app_kwargs: dict, **_: object) -> None:
+            self.name, [self.hosts] = server_name, app_kwargs["middleware"]
+
+    page = Page()
+    serve(page)
+    assert page.name == "127.0.0.1" and "*" not in page.hosts.kwargs["allowed_hosts"]
+    assert not log.records
+    serve(page, host="0.0.0.0")
+    assert page.name == "0.0.0.0" and page.hosts.kwargs["allowed_hosts"] == ["*"]
+    assert "host 0.0.0.0: whoever reaches this machine there can use the page" in log.text
+
+
 @pytest.mark.slow
 def test_requests_by_another_name_are_refused(server):
     assert ask(server, "/")[0] == 200
@@ -179,6 +229,12 @@ def test_uploads_are_limited(server):
     except urllib.error.URLError as error:  # it may hang up before it has all
         assert isinstance(error.reason, (ConnectionResetError, BrokenPipeError))
     assert ask(server, "/")[0] == 200  # and goes on
+    # Of more pixels than the page takes, which its head says before anything is decoded
+    image = io.BytesIO()
+    Image.new("1", (6000, 5000)).save(image, "png")
+    body = form + image.getvalue() + b"\r\n--x--\r\n"
+    [path] = json.loads(ask(server, "/gradio_api/upload", body, **kind)[1])
+    assert "6000 x 5000 has more than 25,000,000 pixels" in detect(server, path)
 
 
 def test_it_says_what_is_missing(tool, weights, monkeypatch):

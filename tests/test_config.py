@@ -29,6 +29,9 @@ OTHERS = {
     "recurrence": 3,
     "temperature": 0.05,
     "pairwise_gate": True,
+    "nodes": 100,
+    "iterations": 1,
+    "momentum": 0.99,
 }
 
 
@@ -48,7 +51,8 @@ def test_each_option_is_a_key_of_both_nodes_with_its_default():
     assert block_options(cfg.MODEL.NON_LOCAL) == BlockOptions(**OTHERS)
     assert block_options(cfg.MODEL.ROI_KEYPOINT_HEAD.NON_LOCAL) == BlockOptions()
     learned = ("BLOCK", "PAIRWISE", "SUB_SAMPLE", "USE_SCALE")
-    assert (*learned, "RECURRENCE", "TEMPERATURE", "PAIRWISE_GATE") == LEARNED_OPTIONS
+    of_some = ("RECURRENCE", "TEMPERATURE", "PAIRWISE_GATE", "NODES", "ITERATIONS")
+    assert (*learned, *of_some) == LEARNED_OPTIONS
 
 
 def test_options_of_a_block_by_object_or_by_name():

@@ -10,7 +10,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from torch import nn
 
 from nl_detectron import model_zoo
@@ -70,8 +70,41 @@ def test_equals_its_twin_but_for_the_keys_we_mean(name):
     assert difference == expected
 
 
+def settings(model: nn.Module) -> dict[str, object]:
+    """What tells how each module computes, but for its weights: its class and its plain values."""
+
+    def is_plain(value: object) -> bool:
+        if isinstance(value, tuple | list | ListConfig):
+            return all(map(is_plain, value))
+        return value is None or isinstance(value, bool | int | float | str)
+
+    return {
+        name: (
+            type(module),
+            {key: value for key, value in vars(module).items() if is_plain(value)},
+            {key: value.shape for key, value in module.named_buffers(recurse=False)},
+        )
+        for name, module in model.named_modules()
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
+def test_is_built_as_the_model_of_the_yaml_config(name):
+    """Without memory for weights: those of the same names and sizes would give the same."""
+    cfg = model_zoo.get_config(name.replace(".py", ".yaml"))
+    cfg.MODEL.DEVICE = "meta"
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    with torch.device("meta"):
+        of_yaml, lazy = build_model(cfg), instantiate(model_zoo.get_config(name).model)
+    assert settings(of_yaml) == settings(lazy)
+    assert [(n, p.shape, p.requires_grad) for n, p in of_yaml.named_parameters()] == [
+        (n, p.shape, p.requires_grad) for n, p in lazy.named_parameters()
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if "R_50" in name])
 def test_is_the_model_of_the_yaml_config(name):
     cfg = model_zoo.get_config(name.replace(".py", ".yaml"))
     cfg.MODEL.DEVICE = "cpu"

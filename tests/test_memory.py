@@ -10,6 +10,7 @@ from torch import nn
 from nl_detectron.errors import UsageError
 from nl_detectron.evaluation.memory import WithinMemory
 from nl_detectron.memory import is_out_of_memory, predict_within_memory
+from tests.gpus import needs_gpu
 
 ON_CPU = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
 ERRORS = {
@@ -68,6 +69,23 @@ def test_an_image_is_tried_at_half_and_at_a_quarter_of_its_sides(error, pixels, 
     assert instances.image_size == (40, 80)
     assert instances.pred_boxes.tensor.tolist() == [[0, 0, 40 / divisor, 20 / divisor]]
     assert instances.scores.item() == pytest.approx(0.2)
+
+
+@needs_gpu
+def test_what_a_gpu_has_no_memory_for_is_tried_smaller_and_nothing_stays_there():
+    class OnGpu(Detector):
+        """Needs all memory that is free for 400 pixels."""
+
+        def forward(self, batch):
+            height, width = batch[0]["image"].shape[1:]
+            torch.empty(height * width * free // 400, dtype=torch.uint8, device="cuda")
+            return super().forward(batch)
+
+    held = torch.cuda.memory_allocated()
+    free, _ = torch.cuda.mem_get_info()
+    outputs, divisor = predict_within_memory(OnGpu(800), image(20, 40))  # twice of what is free
+    assert divisor == 2 and outputs["instances"].image_size == (40, 80)
+    assert torch.cuda.memory_allocated() == held
 
 
 def test_other_errors_are_no_reason_to_try_again():

@@ -28,7 +28,7 @@ from pathlib import Path
 IMPORTED = ("torch", "torchvision", "torch.utils.tensorboard", "detectron2.engine", "cv2")
 IMPORTED += ("detectron2.evaluation", "detectron2.modeling", "detectron2.utils.visualizer")
 CLIENT = """#!{python} -IS
-import json, os, signal, socket, sys
+import contextlib, json, os, signal, socket, sys
 MODULES = ("nl_detectron.", "dev.soak.", "torch.distributed.run")
 arguments = sys.argv[1:]
 while arguments[:1] in (["-B"], ["-u"]):  # as spawn and torchrun put it
@@ -50,8 +50,11 @@ with socket.socket(socket.AF_UNIX) as server:
     answers = server.makefile()
     copy = int(answers.readline())
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    def pass_on(number, frame):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(copy, number)
     for number in signals:
-        signal.signal(number, lambda number, _: os.kill(copy, number))
+        signal.signal(number, pass_on)
     code = int(answers.readline())
     for number in signals:
         signal.signal(number, signal.SIG_DFL)

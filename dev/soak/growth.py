@@ -1,4 +1,4 @@
-"""Whether a process's memory grows with what it does."""
+"""Whether a process's memory, or a GPU's, grows with what is done."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 WARM_UP = 0.4  # of the calls, in which caches fill
@@ -18,9 +19,20 @@ def resident(process: int | None = None) -> float:
     return int(statm.split()[1]) * PAGE / 1e6
 
 
+def allocated() -> float:
+    """What this process's tensors take of the GPU's memory, in MB."""
+    return torch.cuda.memory_allocated() / 1e6
+
+
+def in_use() -> float:
+    """What all processes take of the GPU's memory, in MB."""
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 1e6
+
+
 @dataclass
 class Growth:
-    """Resident memory in MB, by how many calls have been made."""
+    """Memory in MB, by how many calls have been made."""
 
     calls: list[int]
     memory: list[float]
@@ -41,13 +53,17 @@ class Growth:
 
 
 def grow(
-    function: Callable[[int], object], calls: int, *, samples: int = 100, process: int | None = None
+    function: Callable[[int], object],
+    calls: int,
+    *,
+    samples: int = 100,
+    look: Callable[[], float] = resident,
 ) -> Growth:
-    """Calls a function many times and looks at the memory of a process now and then.
+    """Calls a function many times and looks at the memory now and then.
 
     Args:
         function: of the number of the call.
-        process: see :func:`resident`.
+        look: the memory in MB.
     """
     growth = Growth([], [])
     looks: Sequence[int] = np.linspace(1, calls, min(samples, calls)).astype(int).tolist()
@@ -56,5 +72,5 @@ def grow(
         function(call)
         if call in due:
             growth.calls.append(call)
-            growth.memory.append(resident(process))
+            growth.memory.append(look())
     return growth

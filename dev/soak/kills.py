@@ -1,6 +1,6 @@
 """Trainings killed at chosen moments and resumed, compared bit by bit with one never stopped.
 
-    python -m dev.soak.kills FOLDER [short]
+    python -m dev.soak.kills FOLDER [long | short | cuda | two_gpus]
 
 prints a table as JSON, a row for each training.
 """
@@ -8,6 +8,7 @@ prints a table as JSON, a row for each training.
 import json
 import math
 import multiprocessing
+import os
 import runpy
 import shutil
 import signal
@@ -96,6 +97,13 @@ model.roi_heads.box_predictor.test_topk_per_image = 5
 train.update(max_iter={ITERATIONS}, eval_period={EVALUATIONS}, seed=1)
 train.checkpointer.period = {CHECKPOINTS}
 """
+# As in docs/reliability.md
+DETERMINISTIC = """
+import torch
+
+torch.use_deterministic_algorithms(True, warn_only=True)  # the log names what cannot be
+torch.backends.cudnn.benchmark = False
+"""
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,7 @@ class Case:
     kills: Sequence[tuple[Callable[[int], None], int]]
     tool: str = "train_net"
     options: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
 
     @property
     def name(self) -> str:
@@ -138,6 +147,7 @@ TWICE = [(at.in_the_forward_pass, 3), (at.evaluation_half_done, 5)]
 VARIED = (
     *(Case(TWICE, options=options) for options in VARIANTS),
     Case([(at.evaluation_done, 5)], options={"SEED": -1}),
+    Case(TWICE, processes=2),
     # which ends early after iteration 1, in the evaluation that follows
     Case(
         [(at.evaluation_half_done, 1), (at.evaluation_done, 2)],
@@ -154,22 +164,39 @@ SHORT = (
     Case([(at.checkpoint_half_written, 3), (at.evaluation_half_done, ITERATIONS)]),
     LAZILY[2],
 )
+ON_CUDA = {"MODEL.DEVICE": "cuda"}
+CUDA = (
+    Case([], options=ON_CUDA),  # of the kernels alone: the same once more
+    Case(TWICE, options={**ON_CUDA, "DATALOADER.NUM_WORKERS": 2}),
+    Case(TWICE, options={**ON_CUDA, "SOLVER.AMP.ENABLED": True}),
+)
+TWO_GPUS = (
+    Case([], options=ON_CUDA, processes=2),
+    Case(TWICE, options=ON_CUDA, processes=2),
+    Case(TWICE, options={**ON_CUDA, "MODEL.FPN.NORM": "SyncBN"}, processes=2),
+)
+CASES = {"long": (*LONG, *VARIED, *LAZILY), "short": SHORT, "cuda": CUDA, "two_gpus": TWO_GPUS}
 
 
 def rows(*, short: bool) -> Iterator[Row]:
     """A row for each training, from a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", __name__, folder, *["short"] * short]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    for row in json.loads(done.stdout):
+    found: list[dict[str, Any]] = []
+    gpus = ("cuda", "two_gpus")[: torch.cuda.device_count()]
+    for cases in ("short" if short else "long", *gpus):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", __name__, folder, cases]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+        found += json.loads(done.stdout)
+    for row in found:
         options = ", ".join(f"{key} {value}" for key, value in row["options"].items())
+        options += f"{row['processes']} processes" * (row["processes"] > 1)
         killed = f"killed {row['case']}" + (f"; {options}" if options else "")
         figures = "equal bit for bit" if row["equal"] else f"differs in {row['differs']}"
         yield Row(f"{row['tool']}, {killed}", row["killed"], row["equal"], figures)
 
 
-def kill_and_compare(folder: Path, cases: Sequence[Case] = (*LONG, *VARIED, *LAZILY)) -> list[dict]:
-    """A row for each case: ``case``, ``tool``, ``options``, ``killed``, ``equal``, ``differs``.
+def kill_and_compare(folder: Path, cases: Sequence[Case]) -> list[dict]:
+    """A row for each case: its name and settings, ``killed``, ``equal``, ``differs``.
 
     Args:
         folder: an empty one, for the data and the runs.
@@ -180,21 +207,24 @@ def kill_and_compare(folder: Path, cases: Sequence[Case] = (*LONG, *VARIED, *LAZ
     for number, case in enumerate(cases):
         # The number of workers changes nothing, so one straight run serves them all.
         options = {k: v for k, v in case.options.items() if "workers" not in k.lower()}
-        key = f"{case.tool} {options}"
+        key = f"{case.tool} {options} {case.processes}"
+        of_all = ["--num-gpus", str(case.processes)]
         if key not in straight:
             straight[key] = folder / f"straight_{len(straight)}"
-            _expect(0, _run(folder, case.tool, options, straight[key], data))
+            _expect(0, _run(folder, case.tool, options, straight[key], data, of_all))
         output = folder / f"killed_{number}"
         killed = 0
         if options.get("SEED") == -1:  # no other run is the same: this one goes on from its middle
             shutil.copytree(straight[key], output)
             (output / "last_checkpoint").write_text("model_0000003.pth")
         for done, kill in enumerate(case.kills):
-            resume = ["--resume"] * (done > 0 or output.exists())
-            killed += _run(folder, case.tool, case.options, output, data, resume, kill) == -9
-        _expect(0, _run(folder, case.tool, case.options, output, data, ["--resume"]))
+            flags = [*of_all, *["--resume"] * (done > 0 or output.exists())]
+            code = _run(folder, case.tool, case.options, output, data, flags, kill)
+            killed += code == (-signal.SIGKILL if case.processes == 1 else 1)
+        _expect(0, _run(folder, case.tool, case.options, output, data, [*of_all, "--resume"]))
         differs = differences(straight[key], output)
-        row = {"case": case.name, "tool": case.tool, "options": case.options, "killed": killed}
+        row = {"case": case.name, "tool": case.tool, "options": case.options}
+        row |= {"processes": case.processes, "killed": killed}
         rows.append(row | {"equal": not differs, "differs": differs[:5]})
     return rows
 
@@ -224,7 +254,7 @@ def _differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def _load(run: Path) -> dict[str, Any]:
-    content = torch.load(run / "model_final.pth", weights_only=True)
+    content = torch.load(run / "model_final.pth", map_location="cpu", weights_only=True)
     content.pop("config", None)  # which holds the folder
     content["trainer"]["hooks"]["ExactResume"].pop("settings")
     return content
@@ -260,6 +290,7 @@ def _datasets(folder: Path) -> list[str]:
         file = generate(folder / name, kind="shapes", num_images=num_images, seed=1, size=size)
         words += ["--dataset", name, str(file), str(file.parent / "images")]
     (folder / "lazy.py").write_text(LAZY)
+    (folder / "deterministic.py").write_text(DETERMINISTIC)
     return words
 
 
@@ -269,7 +300,7 @@ def _run(
     options: dict[str, Any],
     output: Path,
     data: list[str],
-    flags: Sequence[str] = (),
+    flags: Sequence[str],
     kill: tuple[Callable[[int], None], int] | None = None,
 ) -> int:
     """Runs a tool in a process of its own; returns its exit code."""
@@ -281,9 +312,17 @@ def _run(
         words = [f"{key}={value}" for key, value in options.items()]
         words += [f"train.output_dir={output}", "train.device=cpu"]
         config = str(folder / "lazy.py")
+    if kill is not None and flags[:2] != ["--num-gpus", "1"]:  # in the processes that it starts
+        file = folder / "kill.py"
+        file.write_text(f"from {at.__name__} import {kill[0].__name__} as at\nat({kill[1]})\n")
+        flags, kill = [*flags, "--import", str(file)], None
+    on_cuda = options.get("MODEL.DEVICE") == "cuda"
+    if on_cuda:
+        flags = [*flags, "--import", str(folder / "deterministic.py")]
     call = [str(ROOT / f"tools/{tool}.py"), "--config-file", config, *data, *flags, *words]
-    # Forked, for which no thread may have been started here: it spares it all the imports.
-    process = multiprocessing.get_context("fork").Process(
+    # Forked, for which no thread may have been started here: it spares it all the imports. CUDA
+    # does not work in a fork.
+    process = multiprocessing.get_context("spawn" if on_cuda else "fork").Process(
         target=_call, args=(call, f"{output}.txt", kill)
     )
     process.start()
@@ -294,7 +333,10 @@ def _run(
 
 def _call(call: list[str], log: str, kill: tuple[Callable[[int], None], int] | None) -> None:
     sys.stdout = sys.stderr = open(log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+    for number in (1, 2):  # also of the processes that it starts
+        os.dup2(sys.stdout.fileno(), number)
     sys.argv = call
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic kernels
     torch.set_num_threads(1)
     if kill is not None:
         kill[0](kill[1])
@@ -308,5 +350,5 @@ def _expect(code: int, actual: int) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    chosen = SHORT if "short" in sys.argv[2:] else (*LONG, *VARIED, *LAZILY)
-    print(json.dumps(kill_and_compare(Path(sys.argv[1]), chosen), indent=1))
+    where, which = Path(sys.argv[1]), (*sys.argv[2:], "long")[0]
+    print(json.dumps(kill_and_compare(where, CASES[which]), indent=1))

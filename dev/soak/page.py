@@ -8,16 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from nl_detectron.files import write_image
 
-from .growth import grow
-from .memory import train
+from .growth import grow, in_use, resident
+from .memory import DEVICE, train
 from .row import Row
 
 # glibc's: one heap for all threads, and what takes pages of its own goes back when it is freed, so
@@ -60,8 +61,12 @@ def rows(*, calls: int, people: int = 20) -> Iterator[Row]:
                 max(places) > 1,
                 f"the highest place shown was {max(places)}",
             )
-            growth = grow(lambda _: ask(clients[0]), calls, process=process)
-            yield Row("the page's memory is flat", calls, growth.is_flat(), str(growth))
+            looks: dict[str, Callable[[], float]] = {"memory": partial(resident, process)}
+            if DEVICE == "cuda":
+                looks["CUDA memory"] = in_use
+            for name, look in looks.items():
+                growth = grow(lambda _: ask(clients[0]), calls, look=look)
+                yield Row(f"the page's {name} is flat", calls, growth.is_flat(), str(growth))
 
 
 @contextlib.contextmanager
@@ -73,7 +78,7 @@ def serving(weights: Path) -> Iterator[tuple[int, str]]:
     tool = Path(__file__).parents[2] / "tools" / "app.py"
     command = [sys.executable, str(tool), "--weights", str(weights), "--port", str(port)]
     with subprocess.Popen(
-        [*command, "--device", "cpu"],
+        [*command, "--device", DEVICE],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..checkpoint import NonLocalCheckpointer
 from ..errors import UsageError, few
 from ..finite import all_finite, not_finite
+from ..layers import EMABlock
 from ..log import logger
 from .loop import loop_of, model_of
 from .resume import ExactResume
@@ -183,7 +184,7 @@ class FiniteSteps(HookBase):
         return found[0] if found else ""
 
     def _computes_with_others(self) -> bool:
-        kinds = (nn.SyncBatchNorm, NaiveSyncBatchNorm)
+        kinds = (nn.SyncBatchNorm, NaiveSyncBatchNorm, EMABlock)
         modules = self._loop.model.modules()
         return comm.get_world_size() > 1 and any(isinstance(m, kinds) for m in modules)
 

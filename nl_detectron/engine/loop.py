@@ -12,8 +12,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UsageError
-from ..files import disk_is_full
+from ..errors import UsageError, full_disk
+from ..log import say_once_of_full_disks
 
 
 def build_loop(
@@ -126,8 +126,9 @@ def model_of(trainer: TrainerBase) -> nn.Module:
 def usage_errors_unlogged() -> Iterator[None]:
     """Keeps Detectron2's loop from logging a :class:`UsageError` with a traceback.
 
-    It logs each exception so, and raises it; of a UsageError the caller prints the one line. Of
-    several processes :func:`.launch.launch` says which has failed, and why.
+    It logs each exception so, and raises it; of a UsageError the caller prints the one line. A log
+    file that cannot be written is told of in one line, too. Of several processes
+    :func:`.launch.launch` says which has failed, and why.
 
     Raises:
         UsageError: in the place of the error of a full disk.
@@ -138,14 +139,15 @@ def usage_errors_unlogged() -> Iterator[None]:
         if error is not None and comm.get_world_size() > 1:
             return False
         # Of numbers that are not finite, a hook makes a UsageError afterwards.
-        return not (isinstance(error, UsageError | FloatingPointError) or disk_is_full(error))
+        return not (isinstance(error, UsageError | FloatingPointError) or full_disk(error))
 
+    say_once_of_full_disks()
     log = logging.getLogger(TrainerBase.__module__)
     log.addFilter(is_no_usage_error)
     try:
         yield
     except OSError as error:
-        if not disk_is_full(error):
+        if full_disk(error) is None:
             raise
         raise UsageError(
             f"a file cannot be written: {error}. The last good checkpoint is whole: make room, "

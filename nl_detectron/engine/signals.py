@@ -1,5 +1,6 @@
 """A training that is told to stop finishes its iteration, saves itself and says how to go on."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -64,7 +65,8 @@ class StopOnSignal(HookBase):
             self._number, self._since = number, now
             hint = "; Ctrl-C once more stops at once" if number == signal.SIGINT else ""
             line = f"\n{signal.Signals(number).name}: stopping after this iteration{hint}\n"
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+            with contextlib.suppress(OSError, ValueError):  # of a terminal that has gone: SIGHUP
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
 
     def _stop(self, number: signal.Signals) -> None:
         iteration = self.trainer.iter

@@ -11,9 +11,22 @@ from detectron2.modeling import build_model
 from ..errors import UsageError
 from .checks import check_model
 
-# More than any model has; building it would take minutes and gigabytes before it fails.
-MOST_LAYERS, MOST = 1000, 10_000_000
-LAYERS = ("NUM_CONV", "NUM_FC", "NUM_CONVS", "DEPTH", "CONV_DIMS", "AFTER")
+# More than any model has; building it, or one prediction, would take minutes and gigabytes.
+MOST, MOST_LAYERS = 10_000_000, 1000
+MOST_OF = {  # by the last part of a key
+    **dict.fromkeys(
+        ("NUM_CONV", "NUM_FC", "NUM_CONVS", "DEPTH", "CONV_DIMS", "AFTER"), MOST_LAYERS
+    ),
+    "MIN_SIZE_TEST": 10_000,
+    "MAX_SIZE_TEST": 10_000,
+    "PRE_NMS_TOPK_TEST": 20_000,
+    "POST_NMS_TOPK_TEST": 20_000,
+    "TOPK_CANDIDATES_TEST": 20_000,
+    "DETECTIONS_PER_IMAGE": 5_000,
+    "POOLER_RESOLUTION": 128,
+    "POOLER_SAMPLING_RATIO": 32,
+}
+PARTS = ("MODEL", "INPUT", "TEST")
 
 
 def check_stored(cfg: CfgNode, file: str, *, source: str) -> None:
@@ -28,8 +41,8 @@ def check_stored(cfg: CfgNode, file: str, *, source: str) -> None:
         UsageError: naming a value that no model has, or if the model would have more parameters
             than the file has bytes.
     """
-    for key, value in _numbers(cfg.MODEL, "MODEL"):
-        most = MOST_LAYERS if key.rpartition(".")[2] in LAYERS else MOST
+    for key, value in (n for part in PARTS for n in _numbers(cfg[part], part)):
+        most = MOST_OF.get(key.rpartition(".")[2], MOST)
         if not -most <= value <= most:
             raise UsageError(f"{source}: {key} {value} is more than any model has ({most:,})")
     check_model(cfg)

@@ -19,7 +19,7 @@ from ..errors import UsageError
 from .metadata import KEY, to_text
 from .model import HEAT_MAPS
 from .nms import recordable_nms
-from .quantize import quantize
+from .quantize import prefer_convolutions, quantize
 
 OPSET = 17
 # What a graph gives of each detection, in this order, as far as the model has it
@@ -121,6 +121,8 @@ class Recorder:
     def _write_openvino(self, path: Path, text: str, calibration: Sequence[np.ndarray]) -> None:
         openvino = _imported("openvino", "openvino")
         onnx_file = path.with_suffix(".onnx.tmp")
+        if calibration:
+            prefer_convolutions(self._adapter)
         try:
             self._write_onnx(onnx_file, text)
             model = openvino.convert_model(onnx_file)

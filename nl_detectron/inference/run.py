@@ -43,7 +43,7 @@ class Summary:
         skipped = f", {self.skipped} skipped that were there" if self.skipped else ""
         print(f"{self.written} written to {output}{skipped}")
         for message in self.failed:
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {one_line(message)}", file=sys.stderr)
         return 1 if self.failed else 0
 
 
@@ -225,7 +225,7 @@ def _predict_video(
             )
     finally:
         if writer is not None:
-            writer.close()
+            writer.stop()
         partial.unlink(missing_ok=True)
 
 

@@ -100,16 +100,35 @@ class VideoWriter:
                 fourcc = cv2.VideoWriter.fourcc(*codec)
                 self._writer = cv2.VideoWriter(str(file), fourcc, fps, size[::-1])
             if self._writer.isOpened():
+                self._file, self._num_frames = file, 0
                 return
         raise ImageError(f"OpenCV cannot write a video of {size[1]} x {size[0]} pixels to {file}")
 
     def write(self, frame: np.ndarray) -> None:
         """Appends a frame, uint8 (H, W, 3) BGR."""
-        self._writer.write(frame)
+        with _quiet():  # of a full disk, of which close() speaks
+            self._writer.write(frame)
+        self._num_frames += 1
 
     def close(self) -> None:
-        """Completes the file."""
-        self._writer.release()
+        """Completes the file.
+
+        Raises:
+            ImageError: if not all frames are in it, as where the disk is full: OpenCV does not say.
+        """
+        self.stop()
+        with _quiet():
+            written = cv2.VideoCapture(str(self._file))
+            whole = written.isOpened()
+            count = written.get(cv2.CAP_PROP_FRAME_COUNT)
+            written.release()
+        if not whole or count < self._num_frames:
+            raise ImageError(f"{self._file} cannot be written whole; is there room on the disk?")
+
+    def stop(self) -> None:
+        """Lets go of the file, whole or not."""
+        with _quiet():
+            self._writer.release()
 
 
 class Tracker:

@@ -3,7 +3,9 @@ from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock, block_kind, build
 from .criss_cross import CrissCrossBlock
 from .disentangled import DisentangledNonLocalBlock
 from .efficient import EfficientAttentionBlock
+from .expectation_maximization import EMABlock
 from .global_context import GlobalContextBlock
+from .latent_gnn import LatentGNNBlock
 from .names import non_local_blocks
 from .non_local import NonLocalBlock
 from .options import BlockOptions
@@ -19,8 +21,10 @@ __all__ = [
     "BlockOptions",
     "CrissCrossBlock",
     "DisentangledNonLocalBlock",
+    "EMABlock",
     "EfficientAttentionBlock",
     "GlobalContextBlock",
+    "LatentGNNBlock",
     "NonLocalBlock",
     "SimplifiedNonLocalBlock",
     "block_kind",

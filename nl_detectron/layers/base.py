@@ -9,6 +9,7 @@ Shape shorthand in this module:
     D: inner channels
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -100,12 +101,7 @@ class BaseNonLocalBlock(CNNBlockBase):
         width = self._build(options)
         norm = options.norm if "norm" in self.USES else ""
         self.out = self._conv(width, in_channels, bias=not norm)
-        try:
-            self.norm = get_norm(norm, in_channels)
-        except KeyError:
-            raise ValueError(
-                f'norm={norm!r} is none of Detectron2\'s norms, such as "BN", "SyncBN" or "GN"'
-            ) from None
+        self.norm = self._make_norm(norm, in_channels)
         if options.zero_init and self.norm is not None:
             gamma = dict(self.norm.named_parameters()).get("weight")
             if gamma is None:
@@ -148,12 +144,7 @@ class BaseNonLocalBlock(CNNBlockBase):
             y = self._aggregate(x)
         else:  # without the norm, which would count each batch twice in its statistics
             y = recomputed(self._aggregate, x, use_reentrant=False)
-        z = self._project_out(y, x)
-        in_place = z.dtype == x.dtype and z.dim() == x.dim() and not z.requires_grad
-        if in_place and not is_recorded() and z.shape == x.shape:
-            return z.add_(x)  # no other map is needed
-        # Under autocast: the residual connection stays in x's precision
-        return x + z.to(x.dtype)
+        return self._sum(y, x)
 
     def affinity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """How strongly positions draw on each other.
@@ -176,9 +167,26 @@ class BaseNonLocalBlock(CNNBlockBase):
         """y, (N, L, channels), of x (N, C, *S)."""
         raise NotImplementedError
 
+    def _sum(self, y: Tensor, x: Tensor) -> Tensor:
+        """z, (N, C, *S), of y (N, L, D)."""
+        z = self._project_out(y, x)
+        in_place = z.dtype == x.dtype and z.dim() == x.dim() and not z.requires_grad
+        if in_place and not is_recorded() and z.shape == x.shape:
+            return z.add_(x)  # no other map is needed
+        # Under autocast: the residual connection stays in x's precision
+        return x + z.to(x.dtype)
+
     def _conv(self, in_channels: int, out_channels: int, *, bias: bool = True) -> _ConvNd:
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.dimension - 1]
         return kind(in_channels, out_channels, 1, bias=bias)
+
+    def _make_norm(self, norm: str | Callable[[int], nn.Module], channels: int) -> Any:
+        try:
+            return get_norm(norm, channels)
+        except KeyError:
+            raise ValueError(
+                f'norm={norm!r} is none of Detectron2\'s norms, such as "BN", "SyncBN" or "GN"'
+            ) from None
 
     def _draw(self) -> None:
         for layer in self.children():

@@ -7,7 +7,7 @@ from torch import nn
 from .base import BaseNonLocalBlock
 
 # The layers of blocks of all kinds that make the weights with which positions draw on each other
-PAIRWISE_LAYERS = ("theta", "phi", "w_f", "conv_mask")
+PAIRWISE_LAYERS = ("theta", "phi", "psi", "w_f", "conv_mask")
 # What is between a residual block's name and that of a block before its sum
 BEFORE_SUM = re.compile(r"\.conv[23]\.activation(?=\.nl\d)")
 IN_BLOCK = re.compile(r"(?:^|\.)nl\d+(?:\.(?P<rest>.*))?$")

@@ -38,7 +38,7 @@ class BlockOptions:
             their number of channels, as the paper's released code does.
         norm: normalisation after W_z, as for :func:`detectron2.layers.get_norm`: "" (none), "BN",
             "SyncBN", "GN", ...; apart from a ResNet's own. "FrozenBN" is refused where the block
-            starts at zero, which it could never leave.
+            starts at zero, which it could never leave. A LatentGNN block has it after each layer.
         init: how theta, phi, g and w_f start. "normal" draws them with a standard deviation of
             0.01, as the paper's released code does. "similarity", for training from random
             weights, draws g with one of C ** -0.5 and theta with half of it, and makes phi equal
@@ -47,15 +47,20 @@ class BlockOptions:
             positive for all.
         zero_init: start as the identity: gamma of ``norm`` zero or, without a norm, W_z zero.
         grad_checkpoint: in training, hold nothing between x and y for the backward pass, which
-            computes it again: less memory for a little time, and the same gradients.
+            computes it again: less memory for a little time, and the same gradients. Not in a
+            LatentGNN block with a norm over the batch, which it has within, too.
         mask_padding: in a backbone, keep the block within each image of a padded batch: no
             position draws on padding, and padded ones stay as they are. Not with a norm over the
-            batch ("BN", "SyncBN"). A block on its own and those of a keypoint head, whose regions
-            have no padding, do not ask for it.
+            batch ("BN", "SyncBN"), and not in an EMA block. A block on its own and those of a
+            keypoint head, whose regions have no padding, do not ask for it.
         recurrence: of a criss-cross block: how many times it is applied, with the same layers.
         temperature: of a disentangled block: what the logits of the pairwise term are divided by.
         pairwise_gate: of a disentangled block: multiply the pairwise term by a scalar that starts
             at zero, in place of the last layer. That is the authors' block, and no identity.
+        nodes: of an EMA block: its bases; of a LatentGNN block: its latent nodes.
+        iterations: of an EMA block: of expectation and maximization, in each forward pass.
+        momentum: of an EMA block: how much of the bases stays in each forward pass of training;
+            with 1 they stay as they are.
 
     Raises:
         ValueError: if a value is none of the allowed ones.
@@ -74,6 +79,9 @@ class BlockOptions:
     recurrence: int = _option(2, learned=True)
     temperature: float = _option(1.0, learned=True)
     pairwise_gate: bool = _option(False, learned=True)
+    nodes: int = _option(64, learned=True)
+    iterations: int = _option(3, learned=True)
+    momentum: float = _option(0.9)
 
     def __post_init__(self) -> None:
         for name, allowed in (("pairwise", PAIRWISE_FUNCTIONS), ("init", INITS)):
@@ -83,8 +91,12 @@ class BlockOptions:
             raise ValueError(f"inner_ratio must be above 0, got {self.inner_ratio}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        if not isinstance(self.recurrence, int) or self.recurrence < 1:
-            raise ValueError(f"recurrence must be a whole number from 1, got {self.recurrence!r}")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum must be from 0 to 1, got {self.momentum}")
+        for name in ("recurrence", "nodes", "iterations"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
         for option in fields(self):
             if isinstance(option.default, bool) and not isinstance(
                 getattr(self, option.name), bool

@@ -27,6 +27,7 @@ from ..engine.config import load_cfg
 from ..errors import UsageError
 from ..evaluation import TaskResult
 from ..evaluation.details import detail_of, examine_results
+from ..files import replacing
 from ..inference import Predictor
 from ..inference.attention import check_has_blocks
 from ..version import __version__
@@ -93,7 +94,8 @@ def write_report(
         if len(text.encode()) <= max_bytes:
             break
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    with replacing(file) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")
     return file
 
 

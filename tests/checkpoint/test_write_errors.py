@@ -1,7 +1,5 @@
 """A checkpoint that cannot be written leaves the last good one, and one line."""
 
-import contextlib
-import resource
 import shutil
 
 import pytest
@@ -9,18 +7,11 @@ import torch
 from torch import nn
 
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer
-from nl_detectron.files import write_again
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int):
-    """As on a full disk, writes fail beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from nl_detectron.checkpoint.converters import convert_file
+from nl_detectron.checkpoint.writing import write_safetensors
+from nl_detectron.errors import full_disk, usage_errors
+from nl_detectron.files import replacing, write_again
+from tests.full_disk import files_of_at_most
 
 
 def make(folder, **options) -> NonLocalCheckpointer:
@@ -66,6 +57,38 @@ def test_a_folder_that_was_removed_is_made_again(tmp_path):
     shutil.rmtree(tmp_path / "run")
     checkpointer.save("model_0000003")
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "run/model_0000003.pth")
+
+
+def test_weights_as_safetensors_stop_in_one_line_too(tmp_path):
+    """Their library has an error of its own for the system's."""
+
+    def write() -> None:
+        write_safetensors(str(tmp_path / "a"), {"w": torch.zeros(1000)}, {})
+
+    with files_of_at_most(1000), pytest.raises(OSError, match="^x cannot be .*: File too large$"):
+        write_again(write, "x", pauses=())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_tool_that_cannot_write_says_so_in_one_line(tmp_path, capsys, suffix):
+    source, target = tmp_path / "a.pth", tmp_path / f"b.{suffix}"
+    torch.save({"model": {"weight": torch.zeros(200, 200)}}, source)
+    with files_of_at_most(100_000), pytest.raises(SystemExit) as end, usage_errors():
+        convert_file(str(source), str(target))
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said == f"error: {target} cannot be written: File too large; make room there\n"
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(FileNotFoundError) as error, usage_errors():
+        (tmp_path / "nothing").read_text()
+    assert full_disk(error.value) is None
+    with pytest.raises(PermissionError) as error, replacing(tmp_path / "a"):
+        raise PermissionError(13, "Permission denied")
+    assert error.value.filename is None
 
 
 def test_other_errors_are_no_errors_of_writing():

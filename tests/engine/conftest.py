@@ -9,10 +9,16 @@ from detectron2.data.datasets import register_coco_instances
 
 from nl_detectron.data.builtin import register_generated
 from nl_detectron.engine.launch import num_cpu_cores
+from tests.gpus import needs_two_gpus
 
 needs_two_cores = pytest.mark.skipif(
     num_cpu_cores() < 2 or torch.cuda.is_available(),
     reason="needs two CPU cores, and no CUDA device, which would be used instead",
+)
+# gloo, or NCCL
+on_each_device = pytest.mark.parametrize(
+    "device",
+    [pytest.param("cpu", marks=needs_two_cores), pytest.param("cuda", marks=needs_two_gpus)],
 )
 
 

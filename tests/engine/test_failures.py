@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.gpus import needs_two_gpus
 from tests.places import ROOT
 
 from .conftest import needs_two_cores
@@ -22,6 +23,7 @@ from torch import distributed
 from nl_detectron.engine import failures, launch
 
 failures.ROLL_CALL = timedelta(seconds=2)
+on_gpus = torch.cuda.is_available()  # where the start alone takes seconds
 
 
 def main(fault, rank):
@@ -32,15 +34,17 @@ def main(fault, rank):
             if fault == "raises":
                 raise KeyError("so and so\\nand more")
             if fault == "hangs":
-                time.sleep(60)  # nobody ends it where its launch is killed
-        distributed.all_reduce(torch.ones(1000))
+                time.sleep(200 if on_gpus else 60)  # nobody ends it where its launch is killed
+        sums = torch.ones(1000, device="cuda" if on_gpus else "cpu")
+        distributed.all_reduce(sums)
+        sums.tolist()  # NCCL has only been told until then
 
 
 if __name__ == "__main__":
     fault, rank, num_gpus, machines, machine, url = sys.argv[1:]
     launch(
         main, int(num_gpus), int(machines), int(machine), url,
-        args=(fault, int(rank)), timeout=timedelta(seconds=3),
+        args=(fault, int(rank)), timeout=timedelta(seconds=20 if on_gpus else 3),
     )
 """
 HOST = re.escape(socket.gethostname())
@@ -100,6 +104,22 @@ def test_the_rank_its_host_and_its_error_are_on_one_line(start, fault, rank, lin
     errors = errors_of(start(fault, rank, 2, 1, 0, "auto"))
     line = line.replace("{at}", rf"\(process \d+ on {HOST}\)")
     assert re.search(rf"^error: {line}\. {RESUME}$", errors, re.MULTILINE), errors
+
+
+@needs_two_gpus
+@pytest.mark.parametrize(
+    ("fault", "rank", "line"),
+    [
+        ("killed", 1, "rank 1 of 2 .*: ended by SIGKILL"),
+        ("raises", 0, "rank 0 of 2 .*: KeyError: 'so and so"),
+        ("hangs", 0, "rank 1 of 2 "),  # which PyTorch's watchdog has ended, or its own error
+    ],
+)
+def test_a_process_of_a_gpu_is_named_too(start, fault, rank, line):
+    process = start(fault, rank, 2, 1, 0, "auto")
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 1
+    assert re.search(rf"^error: {line}", errors, re.MULTILINE), errors
 
 
 @needs_two_cores

@@ -12,9 +12,12 @@ import torch
 from nl_detectron.data import generate
 from tests.places import ROOT
 
-from .conftest import needs_two_cores
+from .conftest import on_each_device
 
 SCRIPT = Path(__file__).parent / "detectors.py"
+# Rounding: of a GPU, whose sums have no fixed order, it is more. Its short floats are not for this.
+CLOSE = {"cpu": 1e-5, "cuda": 1e-4}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "NVIDIA_TF32_OVERRIDE": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def run(python, sets, tmp_path):
         command += [sets[kind].parent / "images", "OUTPUT_DIR", output, *opts]
         result = subprocess.run(
             [str(word) for word in command],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
         )
@@ -61,44 +64,45 @@ def two_each(content: dict) -> dict:
 
 
 @pytest.mark.slow
-@needs_two_cores
-def test_two_processes_train_a_whole_detector_as_one(run):
+@on_each_device
+def test_two_processes_train_a_whole_detector_as_one(run, device):
     """With masks and keypoints, and blocks in the backbone and in the keypoint head."""
+    close = CLOSE[device]
     found = []
     for processes in (1, 2):
         output = run("people", processes)
-        model = torch.load(output / "model_final.pth", weights_only=True)["model"]
+        model = weights_of(output)
         figures: dict[str, float] = {}
         for line in (output / "metrics.json").read_text().splitlines():
             figures |= json.loads(line)
         found.append((model, figures))
     (one, figures), (two, others) = found
     weights = [torch.cat([t.double().flatten() for t in m.values()]) for m in (one, two)]
-    assert (weights[1] - weights[0]).norm() < 1e-5 * weights[0].norm()
+    assert (weights[1] - weights[0]).norm() < close * weights[0].norm()
     # What started at zero is all update: it tells half a batch from a whole one.
     started_at_zero = [name for name in one if name.endswith((".bias", ".nl4.out.weight"))]
     updates = [
         torch.cat([m[name].double().flatten() for name in started_at_zero]) for m in (one, two)
     ]
     assert updates[0].norm() > 0
-    assert (updates[1] - updates[0]).norm() < 1e-3 * updates[0].norm()
+    assert (updates[1] - updates[0]).norm() < 100 * close * updates[0].norm()
     losses = [name for name in figures if "loss" in name]
     assert len(losses) >= 6
     for name in losses:
-        assert others[name] == pytest.approx(figures[name], rel=1e-5), name
+        assert others[name] == pytest.approx(figures[name], rel=close), name
     for name in figures:
         if "/AP" in name:
             none = figures[name] is None  # as where there is nothing to find
-            assert others[name] == (None if none else pytest.approx(figures[name], rel=1e-5)), name
+            assert others[name] == (None if none else pytest.approx(figures[name], rel=close)), name
 
 
 @pytest.mark.slow
-@needs_two_cores
-def test_two_machines_train_as_two_processes_of_one_do(python, sets, tmp_path):
+@on_each_device
+def test_two_machines_train_as_two_processes_of_one_do(python, sets, tmp_path, device):
     """Started one by one, with the addresses of each other, or by torchrun for each machine."""
     own = [str(word) for word in (*NARROW, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()")]
     data = ["shapes", str(sets["shapes"]), str(sets["shapes"].parent / "images")]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     weights = []
     for name in ("one", "two", "torchrun"):
         output = ["OUTPUT_DIR", str(tmp_path / name)]
@@ -112,25 +116,33 @@ def test_two_machines_train_as_two_processes_of_one_do(python, sets, tmp_path):
             "two": [[SCRIPT, *machines, rank] for rank in "01"],
             "torchrun": [[*torchrun, "--node-rank", rank, SCRIPT] for rank in "01"],
         }[name]
+        gpus = ["0,1"] if len(commands) == 1 else ["0", "1"]  # where there are some
         started = [
             subprocess.Popen(
                 [python, *command, *arguments],
-                env=env,
+                env={**env, "CUDA_VISIBLE_DEVICES": gpu},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            for command in commands
+            for command, gpu in zip(commands, gpus, strict=True)
         ]
         for process in started:
             said, _ = process.communicate(timeout=300)
             assert process.returncode == 0, said[-4000:]
         assert (tmp_path / name / "log.txt.rank1").exists()
-        content = torch.load(tmp_path / name / "model_final.pth", weights_only=True)
-        weights.append(content["model"])
+        weights.append(weights_of(tmp_path / name))
     for name, value in weights[0].items():
         for other in weights[1:]:
-            assert torch.equal(other[name], value), name
+            if device == "cpu":
+                assert torch.equal(other[name], value), name
+            else:
+                torch.testing.assert_close(other[name], value, rtol=1e-3, atol=CLOSE[device])
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    file = folder / "model_final.pth"
+    return torch.load(file, map_location="cpu", weights_only=True)["model"]
 
 
 def free_address() -> str:
@@ -140,8 +152,8 @@ def free_address() -> str:
 
 
 @pytest.mark.slow
-@needs_two_cores
-def test_two_processes_evaluate_as_one(run, weights):
+@on_each_device
+def test_two_processes_evaluate_as_one(run, weights, device):
     """Boxes, masks and keypoints, with weights that find something everywhere."""
     own = QUICK_WIDTH + ("MODEL.WEIGHTS", weights["people"])
     results = []
@@ -154,8 +166,8 @@ def test_two_processes_evaluate_as_one(run, weights):
 
 
 @pytest.mark.slow
-@needs_two_cores
-def test_an_evaluation_in_training_is_of_the_checkpoint(run):
+@on_each_device
+def test_an_evaluation_in_training_is_of_the_checkpoint(run, device):
     """Of trained norms each process has other statistics until then."""
     own = (*QUICK_WIDTH, "SOLVER.CHECKPOINT_PERIOD", 2)
     output = run("shapes", 2, *own)

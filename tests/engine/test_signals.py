@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -80,6 +81,22 @@ def test_the_iteration_is_finished_and_saved(number, tmp_path, log):
     assert iterations(tmp_path) == [2, 4]
     line = f"Stopped by {number.name} after 5 of 10 iterations; the same command with --resume"
     assert line in log.text
+
+
+def test_a_terminal_that_has_gone_is_no_reason_to_lose_the_training(tmp_path, monkeypatch):
+    """SIGHUP says that it has, and nothing can be written there."""
+    before = signal.getsignal(signal.SIGHUP)
+    reader, writer = os.pipe()
+    os.close(reader)
+    trainer = Trainer(tmp_path, sent=[(signal.SIGHUP, 0)])
+    try:
+        with os.fdopen(writer, "w") as gone, pytest.raises(SystemExit) as end:
+            monkeypatch.setattr(sys, "__stderr__", gone)
+            trainer.train(0, 10)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert end.value.code == 128 + signal.SIGHUP
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
 
 
 def test_a_signal_in_the_last_iteration_leaves_the_evaluation_to_the_resumed_one(tmp_path):

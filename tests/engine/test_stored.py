@@ -90,6 +90,11 @@ def test_texts_that_are_no_config(stored, change, message):
         ("MODEL.FPN.OUT_CHANNELS", 10**6),
         ("MODEL.RESNETS.RES2_OUT_CHANNELS", 2**16),
         ("MODEL.RPN.PRE_NMS_TOPK_TEST", 10**12),
+        ("MODEL.RPN.POST_NMS_TOPK_TEST", 10**6),
+        ("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 10**4),
+        ("MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO", 10**4),
+        ("INPUT.MAX_SIZE_TEST", 10**5),
+        ("TEST.DETECTIONS_PER_IMAGE", 10**6),
     ],
 )
 def test_sizes_that_the_weights_do_not_have(stored, key, value):

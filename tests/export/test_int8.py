@@ -17,7 +17,7 @@ from nl_detectron.export import ExportedModel, agreement, export_model
 from nl_detectron.export import export as export_module
 from nl_detectron.export.agreement import Agreement
 from nl_detectron.export.parity import generated_images
-from nl_detectron.export.quantize import FLOAT
+from nl_detectron.export.quantize import FLOAT, prefer_convolutions
 from nl_detectron.inference.optimize import OUTPUT_LAYERS
 from tests.fixtures import QUICK
 from tests.models import base_cfg, leave_zero_start, settle
@@ -35,6 +35,43 @@ def test_output_layers_stay_in_float_and_others_do_not():
         assert any(re.match(pattern, f"/model/head/{layer}/Conv") for pattern in FLOAT)
     for layer in ("backbone/bottom_up/res4/res4.1/conv1/Conv", "box_head/fc1/Gemm"):
         assert not any(re.match(pattern, f"/model/{layer}") for pattern in FLOAT)
+
+
+BOXES = [
+    "/Div",
+    "/proposal_generator/Add_3",
+    "/proposal_generator/anchor_generator/Add",
+    "/roi_heads/Mul_44",
+    "/roi_heads/box_pooler/Sub_1",
+    "/roi_heads/mask_pooler/level_poolers.0/RoiAlign",
+]
+FEATURES = [
+    "/backbone/Add_1",
+    "/backbone/bottom_up/res3/res3.1/Add",
+    "/head/cls_subnet/cls_subnet.0/Conv",
+    "/proposal_generator/rpn_head/conv/Conv",
+    "/roi_heads/mask_head/mask_fcn1/Conv",
+    "/roi_heads/res5/res5.0/conv1/Conv",
+]
+
+
+@pytest.mark.parametrize(("names", "in_float"), [(BOXES, True), (FEATURES, False)])
+def test_coordinates_stay_in_float_and_features_do_not(names, in_float):
+    for name in names:
+        assert any(re.match(pattern, name) for pattern in FLOAT) == in_float, name
+
+
+def test_linear_layers_become_convolutions_of_the_same_values():
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleDict(
+        {"fc1": torch.nn.Linear(12, 7), "cls_score": torch.nn.Linear(7, 3)}
+    )
+    x = torch.randn(5, 12)
+    expected = layers["fc1"](x)
+    prefer_convolutions(layers)
+    assert type(layers["cls_score"]) is torch.nn.Linear
+    assert type(layers["fc1"]) is not torch.nn.Linear
+    torch.testing.assert_close(layers["fc1"](x), expected)
 
 
 def needs_nncf() -> None:
@@ -76,11 +113,13 @@ def test_a_quantized_file_runs_as_others_do(export, picture):
 
 
 def test_products_outside_of_blocks_and_output_layers_are_of_integers(export):
-    quantized, products = set(), set()
+    quantized, products, of_integers = set(), set(), set()
     nodes = ElementTree.parse(export.path).getroot()
     names = {layer.get("id"): layer for layer in nodes.find("layers")}
     for edge in nodes.find("edges"):
         source, target = names[edge.get("from-layer")], names[edge.get("to-layer")]
+        if source.get("type") == "FakeQuantize":
+            of_integers.add(target.get("name"))
         if target.get("type") in ("Convolution", "MatMul"):
             products.add(target.get("name"))
             if source.get("type") == "FakeQuantize":
@@ -88,6 +127,7 @@ def test_products_outside_of_blocks_and_output_layers_are_of_integers(export):
     in_float = {name for name in products if any(re.match(pattern, name) for pattern in FLOAT)}
     assert any("nl" in name for name in in_float) and not in_float & quantized
     assert len(quantized) > 50
+    assert [name for name in of_integers if re.match(FLOAT[-2], name)] == []  # of coordinates
 
 
 def test_a_file_that_lost_too_much_is_removed(weights, tmp_path, tool, monkeypatch):

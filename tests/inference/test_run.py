@@ -14,8 +14,9 @@ from detectron2.structures import Boxes, Instances
 from nl_detectron import Predictor
 from nl_detectron.errors import UsageError
 from nl_detectron.inference import find_inputs, predict_files
-from nl_detectron.inference.run import RESULTS_FILE, image_ids
+from nl_detectron.inference.run import RESULTS_FILE, Summary, image_ids
 from nl_detectron.inference.video import Tracker, VideoReader, VideoWriter
+from tests.full_disk import files_of_at_most
 
 SIZE = (97, 129)  # odd on purpose: the last row and column are lost in a video
 
@@ -252,6 +253,29 @@ def test_the_tool_names_what_cannot_work(tool, weights, picture, tmp_path, argum
     options = ["--weights", weights["people"], "--output", tmp_path / "out", "--input", picture]
     code, _, err = tool("predict", *options, *arguments)
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_names_of_files_cannot_steer_a_terminal(capsys, tmp_path):
+    summary = Summary(failed=["a\x1b[31m\n.jpg needs more memory than there is"])
+    assert summary.report(tmp_path) == 1
+    assert capsys.readouterr().err == ("error: a\\x1b[31m\\n.jpg needs more memory than there is\n")
+
+
+def test_a_full_disk_is_one_line(tool, weights, picture, tmp_path):
+    options = ["--weights", weights["shapes"], "--output", tmp_path / "out", "--device", "cpu"]
+    with files_of_at_most(1000):
+        code, _, err = tool("predict", *options, "--input", picture)
+    assert code == 2 and "Traceback" not in err
+    assert f"/{picture.name} cannot be written: File too large; make room there" in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_video_for_which_there_is_no_room_is_not_there(predictor, video, tmp_path, capsys):
+    with files_of_at_most(1000):
+        summary = predict_files(predictor, find_inputs([video]), tmp_path / "out")
+    assert summary.written == 0 and len(summary.failed) == 1
+    assert "cannot be written whole; is there room on the disk?" in summary.failed[0]
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_images_without_memory_for_them_are_made_smaller_or_named(

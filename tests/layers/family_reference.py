@@ -106,6 +106,34 @@ def asymmetric(block: nn.Module, x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x + each(torch.stack(y), block.out)
 
 
+def unit(x: Tensor) -> Tensor:
+    length = float(x.square().sum().sqrt())
+    return x / length if length else x
+
+
+def expectation_maximization(block: nn.Module, x: Tensor, size: tuple[int, ...]) -> Tensor:
+    q, bases = each(x, block.theta), list(block.bases.double())
+    for _ in range(block.iterations):
+        shares = torch.stack([softmax([(query * base).sum() for base in bases]) for query in q])
+        bases = [unit(sum(s * query for s, query in zip(row, q, strict=True))) for row in shares.T]
+    y = [sum(s * base for s, base in zip(row, bases, strict=True)) for row in shares]
+    return x + each(torch.stack(y).clamp(min=0), block.out)
+
+
+def latent_gnn(block: nn.Module, x: Tensor, size: tuple[int, ...]) -> Tensor:
+    v = torch.stack([unit(row) for row in each(x, block.g)])
+    u = torch.stack([unit(row) for row in each(x, block.theta)])
+    gather = [unit(column) for column in each(v, block.phi).clamp(min=0).T]
+    spread = [unit(row) for row in each(u, block.psi).clamp(min=0)]
+    nodes = [sum(w * row for w, row in zip(column, v, strict=True)) for column in gather]
+    mixed = []
+    for node in nodes:
+        attention = softmax([(unit(node) * unit(other)).sum() for other in nodes])
+        mixed.append(sum(a * other for a, other in zip(attention, nodes, strict=True)))
+    y = torch.stack([sum(w * node for w, node in zip(row, mixed, strict=True)) for row in spread])
+    return x + each(each(y, block.transform).clamp(min=0), block.out)
+
+
 REFERENCES = {
     "AsymmetricNonLocalBlock": asymmetric,
     "SimplifiedNonLocalBlock": simplified,
@@ -113,6 +141,8 @@ REFERENCES = {
     "DisentangledNonLocalBlock": disentangled,
     "CrissCrossBlock": criss_cross,
     "EfficientAttentionBlock": efficient,
+    "EMABlock": expectation_maximization,
+    "LatentGNNBlock": latent_gnn,
 }
 
 

@@ -17,7 +17,9 @@ from nl_detectron.layers import (
     CrissCrossBlock,
     DisentangledNonLocalBlock,
     EfficientAttentionBlock,
+    EMABlock,
     GlobalContextBlock,
+    LatentGNNBlock,
     SimplifiedNonLocalBlock,
     block_kind,
     build_block,
@@ -46,7 +48,14 @@ FORMS = [
     ("EfficientAttentionBlock", 3, {}),
     ("AsymmetricNonLocalBlock", 2, {}),
     ("AsymmetricNonLocalBlock", 2, {"use_scale": False, "inner_ratio": 0.25}),
+    ("EMABlock", 1, {"nodes": 1}),
+    ("EMABlock", 2, {"nodes": 5, "inner_ratio": 1.0}),
+    ("EMABlock", 3, {"nodes": 3, "iterations": 1}),
+    ("LatentGNNBlock", 1, {"nodes": 1}),
+    ("LatentGNNBlock", 2, {"nodes": 5, "inner_ratio": 1.0}),
+    ("LatentGNNBlock", 3, {"nodes": 3}),
 ]
+RESCALED = ("EMABlock", "LatentGNNBlock")  # rows of whose affinity are scaled to sum to 1
 # torch.export takes seconds for some; CI has all
 QUICK = ("GlobalContextBlock", "EfficientAttentionBlock")
 EXPORTED = [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in FAMILY]
@@ -90,7 +99,7 @@ def test_starts_as_the_identity_and_learns(kind, dimension, options):
     x = random_map(dimension)
     gated = options.get("pairwise_gate", False)
     for norm in ("", "GN") if "norm" in KINDS[kind].USES and not gated else ("",):
-        norm = (lambda channels: nn.GroupNorm(2, channels)) if norm else ""
+        norm = (lambda channels: nn.GroupNorm(1, channels)) if norm else ""
         changes = {"norm": norm} if norm else {}
         block = KINDS[kind](CHANNELS, dimension=dimension, **options, **changes)
         z = block(x)
@@ -116,6 +125,8 @@ def test_the_gate_alone_opens_the_pairwise_term():
 
 @pytest.mark.parametrize(("kind", "dimension", "options"), FORMS)
 def test_gradients(kind, dimension, options):
+    if kind == "EMABlock":  # one that takes its bases as given has the gradients of its outputs
+        options = {**options, "iterations": 1}
     block = random_block(kind, dimension, **options).double()
     x = random_map(dimension, 1).double()[..., :2].requires_grad_()
     assert torch.autograd.gradcheck(
@@ -142,8 +153,23 @@ def test_affinity_is_what_y_draws(kind, dimension, options):
         if hasattr(block, "g"):
             values = block._embed(x)[2] if kind.startswith("Dis") else values_of(block, x)
         share = 2 if kind.startswith("Dis") and block.gamma is None else 1
+        if kind in RESCALED:
+            values, y = drawn(block, x)
+            rows = rows * ((rows @ values) * y).sum(2, keepdim=True)
+            rows = rows / (block.affinity(x) @ values).square().sum(2, keepdim=True)
+            return torch.testing.assert_close(rows @ values, y)
         y = block._aggregate(x).expand(-1, rows.shape[1], -1)
         torch.testing.assert_close(share * (rows @ values), y)
+
+
+def drawn(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the blocks draw from, (N, L, D), and what they draw, before the ReLU."""
+    if isinstance(block, EMABlock):
+        values = block._embed(x)
+        shares, _, means = block._find(values, block.bases)
+        return values, shares @ nn.functional.normalize(means, dim=2)
+    values, _, spread, nodes, links = block._graph(x)
+    return values, spread @ links @ nodes
 
 
 def values_of(block: nn.Module, x: Tensor) -> Tensor:
@@ -244,7 +270,9 @@ def test_no_more_is_held_than_is_linear_in_positions(kind, monkeypatch):
     with Sizes():
         block(x).sum().backward()
     # Of the criss-cross H + W weights; of the asymmetric one those of 110 keys, in a bounded tile
-    per_position = 80 if kind == "CrissCrossBlock" else 3 * CHANNELS
+    # and of the last two those of 64 nodes
+    per_position = {"CrissCrossBlock": 80, "EMABlock": 64, "LatentGNNBlock": 64}
+    per_position = per_position.get(kind, 3 * CHANNELS)
     assert largest <= per_position * 40 * 40
 
 
@@ -269,6 +297,13 @@ def test_flops_are_the_closed_forms():
         + 2 * 110 * channels * inner
         + 2 * 110 * positions * inner,
         "EfficientAttentionBlock": 4 * products + 2 * positions * inner**2,
+        # Three iterations of two products, and one with the bases found
+        "EMABlock": 2 * products + 7 * positions * inner * 64,
+        # Weights of the nodes, gathering and spreading; what nodes draw from each other; W
+        "LatentGNNBlock": 3 * products
+        + 4 * positions * inner * 64
+        + 2 * 64**2 * inner
+        + positions * inner**2,
     }
     for kind in FAMILY:
         changes = {"sub_sample": False, "inner_ratio": 0.25}
@@ -306,6 +341,9 @@ def test_bad_options_are_named():
         {"recurrence": 1.5},
         {"temperature": 0.0},
         {"temperature": math.nan},
+        {"nodes": 0},
+        {"iterations": 2.0},
+        {"momentum": 1.1},
     ):
         [(name, value)] = changes.items()
         with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
@@ -316,12 +354,18 @@ def test_bad_options_are_named():
         GlobalContextBlock(4, inner_ratio=-1.0)
     with pytest.raises(ValueError, match="mask_padding"):
         EfficientAttentionBlock(4, norm="BN", mask_padding=True)
+    with pytest.raises(ValueError, match="mask_padding=True .*one image at a time"):
+        EMABlock(4, mask_padding=True)
+    with pytest.raises(ValueError, match="norm='BN' .*grad_checkpoint=True would count twice"):
+        LatentGNNBlock(4, norm="BN", grad_checkpoint=True)
+    with pytest.raises(ValueError, match="norm='XN' is none"):
+        LatentGNNBlock(4, norm="XN")
 
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_similarity_starts_with_queries_like_keys(kind):
     if "init" not in KINDS[kind].USES:
-        pytest.skip("there is nothing to compare")
+        pytest.skip("there is nothing to compare, or no start but its own")
     block = KINDS[kind](64, init="similarity")
     assert torch.equal(block.theta.weight, block.phi.weight)
     assert float(block.theta.weight.std()) == pytest.approx(0.5 / 8, rel=0.1)
@@ -330,3 +374,14 @@ def test_similarity_starts_with_queries_like_keys(kind):
 
 def test_classes_are_found_by_name():
     assert block_kind("NonLocalBlock") is KINDS["NonLocalBlock"]
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_gradients_at_positions_of_zeros_are_no_larger_than_elsewhere(kind):
+    """As features after a ReLU are, where vectors have no length to be divided by."""
+    block = random_block(kind)
+    x = random_map(2)
+    x[:, :, 2:] = 0
+    block(x.requires_grad_()).sum().backward()
+    assert float(x.grad.abs().max()) < 1e3
+    assert all(float(p.grad.abs().max()) < 1e4 for p in block.parameters())

@@ -9,6 +9,7 @@ from torch.export import Dim, export
 from nl_detectron import NonLocalBlock
 from nl_detectron.layers import PAIRWISE_FUNCTIONS, pairwise
 from nl_detectron.layers.pairwise import non_local
+from tests.gpus import needs_gpu
 
 from .reference import non_local_block
 
@@ -297,7 +298,7 @@ def test_half_precision_parameters(pairwise, dtype):
     torch.testing.assert_close(y.float(), block(x), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_gpu
 @all_pairwise
 @both_sub_sample
 def test_cuda_equals_cpu(pairwise, sub_sample):

@@ -21,15 +21,6 @@ SIZES = {
 }
 SAMPLES = (0, 1, 3)
 FORMS = list(itertools.product(PAIRWISE_FUNCTIONS, (False, True), (1, 2, 3)))
-# Of the recorders that take seconds for each; CI has all
-QUICK = [("concatenation", True, 2)]
-MOST_FORMS = [
-    pytest.param(
-        *form, marks=() if form in QUICK else pytest.mark.slow, id="-".join(map(str, form))
-    )
-    for form in FORMS
-]
-
 pytestmark = pytest.mark.filterwarnings("ignore")  # each recorder has its own
 
 
@@ -47,7 +38,11 @@ def example(dimension: int, samples: int = 1) -> Tensor:
 
 
 def assert_right_for_all_sizes(
-    recorded, block: NonLocalBlock, *, smallest: int = 1, all_samples: tuple[int, ...] = SAMPLES
+    recorded,
+    block: "NonLocalBlock | AllForms",
+    *,
+    smallest: int = 1,
+    all_samples: tuple[int, ...] = SAMPLES,
 ) -> None:
     for samples, size in itertools.product(all_samples, SIZES[block.dimension]):
         if min(size[-2:]) < smallest:
@@ -66,11 +61,25 @@ def in_onnxruntime(file: io.BytesIO):
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
-def exported(block: NonLocalBlock) -> torch.export.ExportedProgram:
+class AllForms(nn.Module):
+    """Blocks of all forms on the same map; a recorder takes seconds to begin with anything."""
+
+    def __init__(self, dimension: int):
+        super().__init__()
+        self.dimension = dimension
+        forms = itertools.product(PAIRWISE_FUNCTIONS, (False, True))
+        self.blocks = nn.ModuleList(random_block(*form, dimension) for form in forms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(forms, N, C, *S) of x (N, C, *S)."""
+        return torch.stack([block(x) for block in self.blocks])
+
+
+def exported(blocks: AllForms) -> torch.export.ExportedProgram:
     """Of two samples, as a single one would be bound to."""
-    axes = {axis: Dim.DYNAMIC for axis in (0, *range(2, 2 + block.dimension))}
-    x = example(block.dimension, samples=2)
-    return torch.export.export(block, (x,), dynamic_shapes={"x": axes})
+    axes = {axis: Dim.DYNAMIC for axis in (0, *range(2, 2 + blocks.dimension))}
+    x = example(blocks.dimension, samples=2)
+    return torch.export.export(blocks, (x,), dynamic_shapes={"x": axes})
 
 
 def onnx_file(block: NonLocalBlock, samples: int = 1) -> io.BytesIO:
@@ -124,27 +133,29 @@ def test_of_a_channels_last_example():
     assert_right_for_all_sizes(torch.jit.trace(block, x), block)
 
 
-@pytest.mark.parametrize(("pairwise", "sub_sample", "dimension"), MOST_FORMS)
-def test_in_an_exported_program_and_onnx_of_it(pairwise, sub_sample, dimension):
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", (1, 2, 3))
+def test_in_an_exported_program_and_onnx_of_it(dimension):
     """torch.export itself refuses, by a guard, maps whose pooled size is 1."""
-    block = random_block(pairwise, sub_sample, dimension)
-    program = exported(block)
-    assert_right_for_all_sizes(program.module(), block, smallest=3)
+    blocks = AllForms(dimension).eval()
+    program = exported(blocks)
+    assert_right_for_all_sizes(program.module(), blocks, smallest=3)
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     file = io.BytesIO()
     torch.onnx.export(program, (), file, dynamo=True, verbose=False)
-    assert_right_for_all_sizes(in_onnxruntime(file), block, smallest=3)
+    assert_right_for_all_sizes(in_onnxruntime(file), blocks, smallest=3)
 
 
-@pytest.mark.parametrize(("pairwise", "sub_sample", "dimension"), MOST_FORMS)
-def test_compiled_for_all_sizes(pairwise, sub_sample, dimension):
-    block = random_block(pairwise, sub_sample, dimension)
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", (1, 2, 3))
+def test_compiled_for_all_sizes(dimension):
+    blocks = AllForms(dimension).eval()
     torch._dynamo.reset()
-    compiled = torch.compile(block, backend="eager", dynamic=True, fullgraph=True)
+    compiled = torch.compile(blocks, backend="eager", dynamic=True, fullgraph=True)
     for samples, size in zip((3, 2, 0), SIZES[dimension], strict=True):
         x = torch.randn(samples, CHANNELS, *size)
         with torch.no_grad():
-            torch.testing.assert_close(compiled(x), block(x), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(compiled(x), blocks(x), rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
 
 

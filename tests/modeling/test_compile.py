@@ -1,5 +1,7 @@
 """torch.compile takes the blocks, and a backbone with them, as one graph: nothing breaks it."""
 
+import itertools
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -27,31 +29,35 @@ def results(module: torch.nn.Module, run, x: torch.Tensor) -> list[torch.Tensor]
     return [y.detach(), x.grad, *(p.grad.clone() for p in module.parameters())]
 
 
-@pytest.mark.parametrize(
-    ("pairwise", "sub_sample", "checkpoint"),
-    [
-        *(
-            (pairwise, sub_sample, False)
-            for pairwise in PAIRWISE_FUNCTIONS
-            for sub_sample in (False, True)
-        ),
-        ("embedded_gaussian", True, True),
-    ],
-)
-def test_block(pairwise, sub_sample, checkpoint):
+class AllForms(torch.nn.Module):
+    """Blocks of all forms on the same map: one graph takes as long to begin as each of theirs."""
+
+    def __init__(self):
+        super().__init__()
+        forms = itertools.product(PAIRWISE_FUNCTIONS, (False, True), (False,))
+        self.blocks = torch.nn.ModuleList(
+            NonLocalBlock(
+                32,
+                pairwise=pairwise,
+                sub_sample=sub_sample,
+                grad_checkpoint=checkpoint,
+                zero_init=False,
+            )
+            for pairwise, sub_sample, checkpoint in (*forms, ("embedded_gaussian", True, True))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([block(x) for block in self.blocks])
+
+
+def test_blocks():
     """In inference, and in training with the same gradients."""
-    block = NonLocalBlock(
-        32,
-        pairwise=pairwise,
-        sub_sample=sub_sample,
-        grad_checkpoint=checkpoint,
-        zero_init=False,
-    )
-    compiled = torch.compile(block, backend=BACKEND, fullgraph=True)
+    blocks = AllForms()
+    compiled = torch.compile(blocks, backend=BACKEND, fullgraph=True)
     x = torch.randn(2, 32, 5, 7)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(x), block(x))
-    expected, actual = results(block, block, x), results(block, compiled, x)
+        torch.testing.assert_close(compiled(x), blocks(x))
+    expected, actual = results(blocks, blocks, x), results(blocks, compiled, x)
     for one, other in zip(expected, actual, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
 
@@ -69,12 +75,9 @@ def test_backbone(narrow_cfg):
         if isinstance(module, NonLocalBlock):
             module.reset_parameters(zero_init=False)
     x = torch.randn(1, 3, 64, 96)
-    found = torch._dynamo.explain(backbone)(x)
-    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
-    torch._dynamo.reset()
     for training in (True, False):
         backbone.train(training)
-        compiled = torch.compile(backbone, backend=BACKEND, fullgraph=True)
+        compiled = torch.compile(backbone, backend=BACKEND, fullgraph=True)  # or an error
         with torch.set_grad_enabled(training):
             expected, actual = backbone(x), compiled(x)
         assert expected.keys() == actual.keys()

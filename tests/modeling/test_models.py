@@ -88,6 +88,7 @@ def test_insertion_into_a_detector_that_is_already_built():
 
 def test_insertion_into_the_model_of_a_predictor():
     cfg = zoo_cfg("mask")
+    cfg.INPUT.MIN_SIZE_TEST = 96
     predictor, image = DefaultPredictor(cfg), np.zeros((96, 128, 3), np.uint8)
     settle(predictor.model).eval()
     before = predictor(image)["instances"]

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
+from ...errors import one_line
 from ...files import replacing
 from ..checkpointer import NonLocalCheckpointer
 from ..reading import (
@@ -86,7 +87,8 @@ def convert_file(
         about = {key: content[key] for key in ("config", "overrides") if key in content}
         left_out = content.keys() - {"model", "config", "overrides", "versions"}
         if state := left_out - {"__author__", "matching_heuristics"}:
-            converted.notes.append(f"left out, as not of the model: {', '.join(sorted(state))}")
+            names = one_line(", ".join(sorted(map(str, state))))
+            converted.notes.append(f"left out, as not of the model: {names}")
     else:
         try:
             converter = SOURCES[library]
@@ -176,5 +178,5 @@ def _write(target: str, converted: Converted, about: dict[str, Any]) -> None:
     content = {"model": weights, **about, "versions": versions()}
     if converted.by_suffix:
         content["matching_heuristics"] = True
-    with replacing(target) as temporary:
-        torch.save(content, temporary)
+    with replacing(target) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)  # whose own writer would not say why it cannot

@@ -12,6 +12,7 @@ from .converted import Rule, need, rename_all
 from .resnet import NORM
 
 PARAMETER = "(weight|bias)"
+MASK_RULE: Rule = (rf"conv_mask\.{PARAMETER}", r"conv_mask.\1")
 # Pooling turns g and phi into g.0 and phi.0.
 BLOCK_RULES: tuple[Rule, ...] = (
     (rf"(theta|phi|g)(?:\.0)?\.conv\.{PARAMETER}", r"\1.\2"),
@@ -21,7 +22,7 @@ BLOCK_RULES: tuple[Rule, ...] = (
     (r".*num_batches_tracked", ""),
 )
 CONTEXT_RULES: tuple[Rule, ...] = (
-    (rf"conv_mask\.{PARAMETER}", r"conv_mask.\1"),
+    MASK_RULE,
     (rf"channel_add_conv\.0\.{PARAMETER}", r"transform.\1"),
     (rf"channel_add_conv\.1\.{PARAMETER}", r"transform_norm.\1"),
     (rf"channel_add_conv\.3\.{PARAMETER}", r"out.\1"),
@@ -32,6 +33,8 @@ CRISS_CROSS_RULES: tuple[Rule, ...] = (
     (rf"value_conv\.{PARAMETER}", r"out.\1"),
     (r"gamma(?:\.scale)?", "gamma"),
 )
+# What DNLHead of mmsegmentation has, and no file shows
+DISENTANGLED_TEMPERATURE = 0.05
 # Between residual blocks, and inside of one; a plugin's name may have a postfix
 BETWEEN = "conv_out."
 PLUGIN = re.compile(
@@ -91,13 +94,16 @@ def convert_module(
     """Any of mmcv's blocks, as the tensors of a block here and the options for it.
 
     Args:
-        weights: the state dict of a ``NonLocal2d``, ``ContextBlock`` or ``CrissCrossAttention``.
+        weights: the state dict of a ``NonLocal2d``, ``ContextBlock``, ``CrissCrossAttention`` or
+            mmsegmentation's ``DisentangledNonLocal2d``.
         pairwise, use_scale: of a ``NonLocal2d``, see :func:`convert_block`.
 
     Raises:
-        CheckpointError: if it is none of these, or a ``ContextBlock`` that multiplies or has
-            average pooling.
+        CheckpointError: if it is none of these, a ``ContextBlock`` that multiplies or has average
+            pooling, or a ``DisentangledNonLocal2d`` that no block here is.
     """
+    if {"conv_mask.weight", "conv_out.conv.weight"} <= weights.keys():
+        return _convert_disentangled(weights, pairwise=pairwise, use_scale=use_scale)
     if "query_conv.weight" in weights:
         block = rename_all(weights, CRISS_CROSS_RULES, "a CrissCrossAttention")
         need(block, "theta.weight", "phi.weight", "out.weight", "out.bias", "gamma")
@@ -115,6 +121,28 @@ def convert_module(
     block, found = convert_block(weights, pairwise=pairwise, use_scale=use_scale)
     del found["inner_channels"]
     return block, {**found, "inner_ratio": _ratio(block["g.weight"])}
+
+
+def _convert_disentangled(
+    weights: Mapping[str, Tensor], *, pairwise: str | None, use_scale: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Its last layer takes the two terms one by one, so what it adds to each counts twice."""
+    mask = {name: tensor for name, tensor in weights.items() if name.startswith("conv_mask.")}
+    others = {name: tensor for name, tensor in weights.items() if name not in mask}
+    block, found = convert_block(others, pairwise=pairwise, use_scale=use_scale)
+    if found["pairwise"] != "embedded_gaussian" or found["sub_sample"] or found["norm"] == "GN":
+        raise CheckpointError(
+            "not converted: a DisentangledNonLocal2d of mode embedded_gaussian, without sub_sample "
+            f"and with no norm or BN is a block here, not one of mode {found['pairwise']}, "
+            f"sub_sample {found['sub_sample']} and norm {found['norm'] or None}"
+        )
+    block |= rename_all(mask, (MASK_RULE,), "a DisentangledNonLocal2d")
+    twice = ("norm.running_mean", "norm.bias") if found["norm"] else ("out.bias",)
+    block |= {name: 2 * block[name] for name in twice}
+    ratio = _ratio(block["g.weight"])
+    options = {"block": "DisentangledNonLocalBlock", "temperature": DISENTANGLED_TEMPERATURE}
+    shared = {name: found[name] for name in ("sub_sample", "use_scale", "norm")}
+    return block, {**options, **shared, "inner_ratio": ratio}
 
 
 def take_blocks(

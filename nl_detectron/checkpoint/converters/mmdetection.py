@@ -56,7 +56,7 @@ def convert_mask_rcnn(
 
     A ``NonLocal2d`` between two residual blocks becomes a block there; a plugin of ``position=
     "after_conv3"``, one inside of the residual block, before its sum: ``ContextBlock`` (GCNet),
-    ``NonLocal2d`` or ``CrissCrossAttention``.
+    ``NonLocal2d``, ``CrissCrossAttention`` or mmsegmentation's ``DisentangledNonLocal2d``.
 
     Args:
         pairwise, use_scale: of a ``NonLocal2d``, see :func:`convert_block`.
@@ -99,6 +99,12 @@ def convert_mask_rcnn(
             f"blocks are taken as mode={options['pairwise']}, use_scale={options['use_scale']}, "
             "which the file does not show; with sub_sample, outputs are equal on maps of even "
             "height and width"
+        )
+    if "temperature" in options:
+        notes.append(
+            f"blocks are taken as mode=embedded_gaussian, use_scale={options['use_scale']}, "
+            f"temperature={options['temperature']}, which the file does not show; with a norm, "
+            "outputs are equal in evaluation"
         )
     if not rest:  # a backbone alone
         return Converted(resnet, overrides, by_suffix=True, notes=notes)

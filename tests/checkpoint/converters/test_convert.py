@@ -86,6 +86,13 @@ def test_the_containers_of_training_scripts(tmp_path, writer):
         assert all(torch.equal(converted[name], expected[name]) for name in expected)
 
 
+def test_names_in_a_file_cannot_steer_a_terminal(tmp_path):
+    content = {"model": {"conv1.weight": torch.ones(1)}, "epoch\x1b[31m": 3, 7: 1}
+    torch.save(content, tmp_path / "source.pth")
+    converted = convert_file(str(tmp_path / "source.pth"), str(tmp_path / "target.pth"))
+    assert converted.notes == [r"left out, as not of the model: 7, epoch\x1b[31m"]
+
+
 def test_a_container_of_an_unknown_name(tmp_path):
     torch.save({"net": {"conv1.weight": torch.ones(1)}, "epoch": 3}, tmp_path / "source.pth")
     with pytest.raises(CheckpointError) as error:

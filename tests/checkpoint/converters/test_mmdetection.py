@@ -8,9 +8,10 @@ import torchvision
 from detectron2.modeling import build_model
 from torch import nn
 
-from nl_detectron import NonLocalBlock
+from nl_detectron import BlockOptions, NonLocalBlock
 from nl_detectron.checkpoint import CheckpointError, NonLocalCheckpointer
 from nl_detectron.checkpoint.converters import convert_block, convert_file, convert_mask_rcnn
+from nl_detectron.checkpoint.converters.mmcv import convert_module
 from nl_detectron.config import block_options
 from nl_detectron.layers import PAIRWISE_FUNCTIONS, build_block
 from tests.layers.test_family_against_mmcv import criss_cross_attention
@@ -151,6 +152,32 @@ def test_mmdetection_mask_rcnn_with_a_block(tmp_path):
         torch.testing.assert_close(heads.mask_head.layers(roi), peer.masks(roi))
 
 
+class Disentangled(mmcv_non_local.NonLocal2d):
+    """mmsegmentation's names for the equation of DNL, whose last layer is of each term."""
+
+    temperature = 0.05
+
+    def __init__(self, channels: int, **options):
+        super().__init__(channels, **options)
+        self.conv_mask = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x):
+        def rows(layer: nn.Module) -> torch.Tensor:
+            return layer(x).flatten(2).transpose(1, 2)
+
+        def out(y: torch.Tensor) -> torch.Tensor:
+            return self.conv_out(y.transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
+
+        q, k, v = rows(self.theta), rows(self.phi), rows(self.g)
+        logits = (q - q.mean(1, keepdim=True)) @ (k - k.mean(1, keepdim=True)).transpose(1, 2)
+        scale = q.shape[2] ** -0.5 if self.use_scale else 1.0
+        unary = rows(self.conv_mask).softmax(1).transpose(1, 2) @ v
+        return x + out((logits * scale / self.temperature).softmax(2) @ v) + out(unary.expand_as(v))
+
+
+GN = {"type": "GN", "num_groups": 32}
+
+
 class PluginBottleneck(torchvision.models.resnet.Bottleneck):
     """mmdetection's: plugins after the norm of conv3, before the sum."""
 
@@ -220,6 +247,11 @@ def test_mmdetection_gcnet_computes_the_same(tmp_path):
             lambda c: criss_cross_attention()(c),
             ("CrissCrossBlock", 1 / 8),
         ),
+        (
+            "nonlocal_block",
+            lambda c: Disentangled(c, reduction=4),
+            ("DisentangledNonLocalBlock", 1 / 4),
+        ),
     ],
 )
 def test_mmdetection_plugins_after_conv3_become_blocks_before_the_sum(name, make, expected):
@@ -239,6 +271,26 @@ def test_mmdetection_plugins_after_conv3_become_blocks_before_the_sum(name, make
         wanted = body.layer3[5].get_submodule(name)(x)
         assert (wanted - x).std() > 0.01
         torch.testing.assert_close(block(x), wanted)
+
+
+@pytest.mark.parametrize("use_scale", [False, True])
+def test_mmsegmentation_disentangled_block_with_a_norm(use_scale):
+    """Which it applies to each of its two terms."""
+    peer = Disentangled(32, reduction=4, norm_cfg={"type": "BN"}, use_scale=use_scale)
+    for parameter in peer.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    peer = randomize(peer).double().eval()
+    weights, options = convert_module(peer.state_dict(), use_scale=use_scale)
+    assert options.pop("temperature") == peer.temperature
+    block = build_block(32, options=BlockOptions(temperature=0.05, **options)).double().eval()
+    block.load_state_dict(weights)
+    x = torch.randn(2, 32, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), peer(x))
+    for options in ({"sub_sample": True}, {"mode": "gaussian"}, {"norm_cfg": GN}):
+        peer = Disentangled(32, **options)
+        with pytest.raises(CheckpointError, match="without sub_sample and with no norm or BN"):
+            convert_module(peer.state_dict())
 
 
 @pytest.mark.parametrize(
