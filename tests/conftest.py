@@ -2,6 +2,7 @@ from .fixtures import (  # noqa: F401
     browser,
     generated_sets,
     log,
+    no_trace_records,
     own_cache,
     picture,
     python,

@@ -16,7 +16,9 @@ from nl_detectron.layers import (
     CrissCrossBlock,
     DisentangledNonLocalBlock,
     EfficientAttentionBlock,
+    EMABlock,
     GlobalContextBlock,
+    LatentGNNBlock,
     SimplifiedNonLocalBlock,
 )
 
@@ -107,6 +109,13 @@ PAIRS = (
     _criss_cross(2),
     Pair("efficient attention", EfficientAttentionBlock, "equations", peers.Efficient),
     Pair("asymmetric", AsymmetricNonLocalBlock, "equations", peers.Asymmetric),
+    Pair(
+        "expectation-maximization",
+        partial(EMABlock, momentum=1.0),  # the bases are left as they are on both sides
+        "equations",
+        peers.ExpectationMaximization,
+    ),
+    Pair("latent nodes", LatentGNNBlock, "equations", peers.LatentGNN),
 )
 
 

@@ -73,6 +73,57 @@ class Asymmetric(_Plain):
         return self._residual(x, (q @ k * self.scale).softmax(-1) @ g)
 
 
+class ExpectationMaximization(nn.Module):
+    """K bases by three iterations, of which gradients pass through the last."""
+
+    def __init__(self, channels: int, *, nodes: int = 64):
+        super().__init__()
+        self.theta = nn.Conv2d(channels, channels // 2, 1)
+        self.out = nn.Conv2d(channels // 2, channels, 1)
+        self.register_buffer("bases", F.normalize(torch.randn(nodes, channels // 2), dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """z, (N, C, H, W), of x (N, C, H, W)."""
+        q = self.theta(x).flatten(2).transpose(1, 2)  # (N, L, D)
+        bases = self.bases.expand(len(x), -1, -1)  # (N, K, D)
+        with torch.no_grad():
+            for _ in range(2):
+                _, bases = self._iterate(q, bases)
+        shares, bases = self._iterate(q, bases)
+        y = (shares @ bases).relu()
+        return x + self.out(y.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+    def _iterate(self, q: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+        shares = (q @ bases.transpose(1, 2)).softmax(2)  # (N, L, K)
+        means = (shares / shares.sum(1, keepdim=True)).transpose(1, 2) @ q
+        return shares, F.normalize(means, dim=2)
+
+
+class LatentGNN(nn.Module):
+    """Positions draw on each other by way of K nodes."""
+
+    def __init__(self, channels: int, *, nodes: int = 64):
+        super().__init__()
+        inner = channels // 2
+        self.theta = nn.Conv2d(channels, inner, 1, bias=False)
+        self.g = nn.Conv2d(channels, inner, 1, bias=False)
+        self.phi = nn.Conv2d(inner, nodes, 1, bias=False)
+        self.psi = nn.Conv2d(inner, nodes, 1, bias=False)
+        self.transform = nn.Conv2d(inner, inner, 1, bias=False)
+        self.out = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """z, (N, C, H, W), of x (N, C, H, W)."""
+        v = F.normalize(self.g(x), dim=1)
+        gather = F.normalize(self.phi(v).relu().flatten(2), dim=2)  # (N, K, L)
+        spread = F.normalize(self.psi(F.normalize(self.theta(x), dim=1)).relu(), dim=1)
+        nodes = gather @ v.flatten(2).transpose(1, 2)  # (N, K, D)
+        directions = F.normalize(nodes, dim=2)
+        links = (directions @ directions.transpose(1, 2)).softmax(2)
+        y = (links @ nodes).transpose(1, 2) @ spread.flatten(2)  # (N, D, L)
+        return x + self.out(self.transform(y.unflatten(2, x.shape[2:])).relu())
+
+
 def _pyramid(x: Tensor) -> Tensor:
     """(N, D, M)."""
     return torch.cat([F.adaptive_avg_pool2d(x, bins).flatten(2) for bins in BINS], dim=2)
@@ -94,15 +145,16 @@ def key_content_attention(channels: int) -> nn.Module:
 
 def criss_cross_attention(channels: int, *, recurrence: int = 1) -> nn.Module:
     """The same layers, some times in a row."""
-    return nn.Sequential(*[_criss_cross_class()(channels)] * recurrence)
+    import mmcv
+
+    layers = _criss_cross_class(Path(mmcv.__file__).parent)(channels)
+    return nn.Sequential(*[layers] * recurrence)
 
 
 @functools.cache  # mmcv registers its classes, once
-def _criss_cross_class() -> type[nn.Module]:
+def _criss_cross_class(mmcv: Path) -> type[nn.Module]:
     """Of a package that mmcv-lite cannot import, as its other modules are compiled."""
-    import mmcv
-
-    file = Path(mmcv.__file__).parent / "ops" / "cc_attention.py"
+    file = mmcv / "ops" / "cc_attention.py"
     spec = importlib.util.spec_from_file_location("cc_attention", file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is no module")
