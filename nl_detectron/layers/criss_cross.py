@@ -98,7 +98,7 @@ def _sums_over_crosses(weights: Tensor, x: Tensor) -> Tensor:
     y = _CrossSums.apply(weights, x)
     if y.requires_grad:
         # Products along columns would copy a gradient whose channels are not last, and hold both
-        y.register_hook(lambda gradient: gradient.contiguous())
+        y.register_hook(lambda gradient: gradient if gradient is None else gradient.contiguous())
     return y
 
 
