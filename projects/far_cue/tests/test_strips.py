@@ -44,20 +44,25 @@ def rim(scene, key, colours) -> int:
     return nearest(scene.image[round(y.mean()), x.min() + 2 : x.min() + 4].mean(axis=0), colours)
 
 
-def scenes(kind, size=STRIP_SIZE):
+@pytest.fixture(scope="module")
+def scenes(request):
+    """All of a kind, or of a kind and a size: drawn once for all tests that look at them."""
+    kind, size = request.param if isinstance(request.param, tuple) else (request.param, STRIP_SIZE)
     names = ONE_KEY_CLASSES if kind == "one_key" else MATCHING_KEY_CLASSES
     num_key_classes = sum(name.startswith("key") for name in names)
+    drawn = []
     for i in range(NUM_IMAGES):
         scene = DRAW[kind](np.random.default_rng([11, i]), size)
         keys = [x for x in scene.instances if x.category_id <= num_key_classes]
-        yield scene, keys, [x for x in scene.instances if x.category_id > num_key_classes]
+        drawn.append((scene, keys, [x for x in scene.instances if x.category_id > num_key_classes]))
+    return drawn
 
 
-@pytest.mark.parametrize("size", [STRIP_SIZE, (97, 410)])
-@pytest.mark.parametrize("kind", DRAW)
-def test_keys_and_targets_are_at_opposite_ends(kind, size):
+@pytest.mark.parametrize("scenes", [*DRAW, *((kind, (97, 410)) for kind in DRAW)], indirect=True)
+def test_keys_and_targets_are_at_opposite_ends(scenes):
     mirrored = 0
-    for _, keys, targets in scenes(kind, size):
+    for scene, keys, targets in scenes:
+        size = scene.image.shape[:2]
         start = columns(keys[0])[0] < size[1] / 2
         mirrored += not start
         for instances, zone, at_start in (
@@ -70,9 +75,10 @@ def test_keys_and_targets_are_at_opposite_ends(kind, size):
     assert 0.35 < mirrored / NUM_IMAGES < 0.65
 
 
-def test_one_key_tells_the_class_of_all_targets():
+@pytest.mark.parametrize("scenes", ["one_key"], indirect=True)
+def test_one_key_tells_the_class_of_all_targets(scenes):
     answers = []
-    for scene, keys, targets in scenes("one_key"):
+    for scene, keys, targets in scenes:
         [key] = keys
         assert rim(scene, key, (RED, GREEN)) == key.category_id - 1
         assert 2 <= len(targets) <= 4
@@ -83,10 +89,12 @@ def test_one_key_tells_the_class_of_all_targets():
     assert 0.35 < np.mean(np.array(answers) == 1) < 0.65
 
 
-@pytest.mark.parametrize("kind", ["lone_key", "matching_key"])
-def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(kind):
+@pytest.mark.parametrize(
+    ("scenes", "kind"), [(kind, kind) for kind in ("lone_key", "matching_key")], indirect=["scenes"]
+)
+def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(scenes, kind):
     told, cues, uppers = [], [], []
-    for scene, keys, targets in scenes(kind):
+    for scene, keys, targets in scenes:
         answers = {}
         for key in keys:
             cue, answer = core(scene, key), rim(scene, key, (WHITE, BLACK))
@@ -113,9 +121,9 @@ def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(kind):
     assert (counts / counts.sum(axis=1, keepdims=True)).min() > 0.3
 
 
-@pytest.mark.parametrize("kind", DRAW)
-def test_nothing_is_hidden(kind):
-    for _, keys, targets in scenes(kind):
+@pytest.mark.parametrize("scenes", DRAW, indirect=True)
+def test_nothing_is_hidden(scenes):
+    for _, keys, targets in scenes:
         for instance in keys + targets:
             y, x = np.nonzero(instance.mask)
             assert 10 <= np.ptp(x) + 1 <= 46 and abs(np.ptp(x) - np.ptp(y)) <= 8
