@@ -81,13 +81,13 @@ def write_report(
     ranked = evaluated.ranked()[: min(num_images, 3)] if evaluated else []
     files = [evaluated.records[i]["file_name"] for i in ranked] if evaluated else []
     sheets, note = _attention_sheets(cfg, weights, device, files)
-    training, versions = training_section(run), _config(run)
+    training, config = training_section(run), _config(run)
     for quality, count in [(quality, num_images) for quality in QUALITIES] + [(QUALITIES[-1], 1)]:
         sections = [
             training,
             *(evaluated.sections(count, quality) if evaluated else [_no_results(run)]),
             _attention(sheets, list(sheets)[:count], note, quality),
-            versions,
+            config,
         ]
         trained = f"{run}, trained on {', '.join(cfg.DATASETS.TRAIN)}"
         text = render(f"Training report: {run.resolve().name}", trained, sections)
@@ -300,15 +300,10 @@ def _attention(
     return Section("Attention", note=note, pictures=pictures)
 
 
-@functools.cache
-def _versions() -> str:
-    """Of this process: to ask all programs for theirs takes seconds."""
-    return f"nl_detectron {__version__}\n\n{collect_env_info()}"
-
-
 def _config(run: Path) -> Section:
     config = (run / "config.yaml").read_text(encoding="utf-8")
+    versions = f"nl_detectron {__version__}\n\n{collect_env_info()}"
     return Section(
         "Config and versions",
-        folded=[("config.yaml", config), ("Versions, where this report was made", _versions())],
+        folded=[("config.yaml", config), ("Versions, where this report was made", versions)],
     )
