@@ -67,23 +67,25 @@ def test_the_block_s_share_of_a_model():
 def test_a_detector_by_the_most_work_that_its_config_allows():
     cfg = model_zoo.get_config("quick_schedules/mask_rcnn_shapes_nl.yaml")
     cfg.MODEL.DEVICE = "cpu"
+    cfg.TEST.DETECTIONS_PER_IMAGE = 20
     model = build_model(cfg).eval()
     seen = {}
     model.roi_heads.box_head.register_forward_hook(lambda m, x, y: seen.update(boxes=len(y)))
     model.roi_heads.mask_head.predictor.register_forward_hook(
         lambda m, x, y: seen.update(masks=len(y))
     )
-    model(largest_input(model, (256, 320)))
-    assert seen == {"boxes": cfg.MODEL.RPN.POST_NMS_TOPK_TEST, "masks": 100}
-    flops = count_flops(model, largest_input(model, (256, 320)))
+    model(largest_input(model, (128, 160)))
+    assert seen == {"boxes": cfg.MODEL.RPN.POST_NMS_TOPK_TEST, "masks": 20}
+    flops = count_flops(model, largest_input(model, (128, 160)))
     torch.manual_seed(3)  # other weights, same figures
     other = build_model(cfg).eval()
-    assert count_flops(other, largest_input(other, (256, 320))).total() == flops.total()
+    assert count_flops(other, largest_input(other, (128, 160))).total() == flops.total()
 
 
 def test_texts():
     cfg = model_zoo.get_config("quick_schedules/mask_rcnn_shapes_nl.yaml")
     cfg.MODEL.DEVICE = "cpu"
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5
     model = build_model(cfg)
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
     baseline = build_model(cfg)
@@ -91,7 +93,8 @@ def test_texts():
     for part in ("scaled_dot_product_attention", "backbone.bottom_up.res4", "(nl4): NonLocalBlock"):
         assert part in text
     non_local = float(text.rpartition("GFLOPs in non-local blocks: ")[2].split()[0])
-    rows = {line.split("  ")[0]: line.split() for line in compare(model, baseline).splitlines()}
+    table = compare(model, baseline, (64, 96))
+    rows = {line.split("  ")[0]: line.split() for line in table.splitlines()}
     added = [float(x) for x in rows["parameters (M)"][2:5]]
     assert added[2] == pytest.approx(4 * 256 * 128 / 1e6, abs=0.01)
     assert added[1] - added[0] == pytest.approx(added[2], abs=0.011)
@@ -101,7 +104,8 @@ def test_texts():
 @pytest.mark.slow
 def test_the_tool(tool):
     name = "quick_schedules/mask_rcnn_shapes_nl.yaml"
-    arguments = ("--config-file", name, "--compare", name, "--size", "64", "64")
+    few = ("TEST.DETECTIONS_PER_IMAGE", "5")
+    arguments = ("--config-file", name, "--compare", name, "--size", "64", "64", *few)
     code, out, errors = tool("analyze_model", *arguments)
     assert code == 0, errors[-2000:]
     assert [line.split()[-1] for line in out.splitlines()[2:]] == ["+0.00%"] * 3

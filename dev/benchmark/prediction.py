@@ -206,7 +206,12 @@ def differences(expected: Instances, actual: Instances) -> tuple[float, float, f
 
 
 def precision_table(
-    *, iterations: int, num_images: tuple[int, int], device: str, dtypes: Sequence[str]
+    *,
+    iterations: int,
+    num_images: tuple[int, int],
+    device: str,
+    dtypes: Sequence[str],
+    opts: Sequence[object] = (),
 ) -> Table:
     """AP of models that are trained here for a moment, by what predicts.
 
@@ -214,12 +219,13 @@ def precision_table(
         iterations: of each training.
         num_images: to train on, and to evaluate on.
         dtypes: that ours computes in; the last one is held against Detectron2's.
+        opts: KEY, value and so on, in the place of the configs'.
     """
     rows = []
     for kind, config in TRAININGS.items():
         # pycocotools prints what it does.
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            cfg = _train(kind, config, Path(folder), iterations, num_images, device)
+            cfg = _train(kind, config, Path(folder), iterations, num_images, device, opts)
             aps = [_evaluate(cfg, side, Path(folder), device) for side in (STOCK, *dtypes)]
         for task, stock in aps[0].items():
             cells = [f"{ap[task]:.2f}" for ap in aps]
@@ -242,6 +248,7 @@ def _train(
     iterations: int,
     num_images: tuple[int, int],
     device: str,
+    opts: Sequence[object],
 ) -> CfgNode:
     cfg = model_zoo.get_config(config)
     cfg.defrost()
@@ -249,6 +256,7 @@ def _train(
     cfg.OUTPUT_DIR = str(folder)
     cfg.SOLVER.MAX_ITER = iterations
     cfg.TEST.EVAL_PERIOD = 0
+    cfg.merge_from_list(list(opts))
     names = [f"benchmark_{kind}_{name}" for name in ("train", "val")]
     for seed, (name, count) in enumerate(zip(names, num_images, strict=True)):
         register_generated(name, folder / name, kind=kind, num_images=count, seed=seed)

@@ -28,19 +28,22 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
     yield step_table(size=size, rounds=3 if quick else 10, device=device)
 
 
-def step_table(*, size: tuple[int, int], rounds: int, device: str) -> Table:
+def step_table(
+    *, size: tuple[int, int], rounds: int, device: str, opts: Sequence[object] = ()
+) -> Table:
     """Training steps with and without what is ours around them, in turns.
 
     Args:
         size: (H, W) of the image, in pixels.
         rounds: steps of each, after one that does not count.
+        opts: KEY, value and so on, in the place of the config's.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with_ours = _Clocked(size, device)
+        with_ours = _Clocked(size, device, opts)
         checkpointer = NonLocalCheckpointer(with_ours.model, folder, trainer=with_ours)
         ours = [ExactResume(1, {}, lambda seed: []), FiniteSteps(checkpointer, folder)]
         with_ours.begin([*ours, StopOnSignal(checkpointer)])
-        without = _Clocked(size, device)
+        without = _Clocked(size, device, opts)
         without.begin([])
         for _ in range(rounds + 1):
             without.step()
@@ -65,9 +68,9 @@ class _Clocked(SimpleTrainer):
         steps, in_hooks: seconds of each step, and of what its hooks took of them.
     """
 
-    def __init__(self, size: tuple[int, int], device: str):
+    def __init__(self, size: tuple[int, int], device: str, opts: Sequence[object]):
         torch.manual_seed(0)
-        model = build_model(config_of("nl_", device)).train()
+        model = build_model(config_of("nl_", device, opts)).train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         # No learning rate: all steps are then alike.
         optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)

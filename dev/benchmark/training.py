@@ -1,6 +1,6 @@
 """What one block adds to a Mask R-CNN, in training and inference, and what checkpointing saves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -34,16 +34,19 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
     )
 
 
-def overhead_table(*, size: tuple[int, int], seconds: float, device: str) -> Table:
+def overhead_table(
+    *, size: tuple[int, int], seconds: float, device: str, opts: Sequence[object] = ()
+) -> Table:
     """Mask R-CNN R50-FPN with the paper's one block beside the plain one.
 
     Args:
         size: (H, W) of the image, in pixels.
         seconds: at most, for each row.
+        opts: KEY, value and so on, in the place of the configs'.
     """
     models = {}
     for name, infix in {"plain": "", "one block": "nl_"}.items():
-        models[name] = build_model(config_of(infix, device))
+        models[name] = build_model(config_of(infix, device, opts))
     # The same weights: the block starts at zero, so that both models do the same work around it.
     models["one block"].load_state_dict(models["plain"].state_dict(), strict=False)
     inputs = example(size)
@@ -91,11 +94,12 @@ def checkpoint_table(*, channels: int, size: tuple[int, int], seconds: float, de
     return Table(title, text, header, rows)
 
 
-def config_of(infix: str, device: str) -> CfgNode:
+def config_of(infix: str, device: str, opts: Sequence[object] = ()) -> CfgNode:
     cfg = model_zoo.get_config(CONFIG.format(infix))
     cfg.defrost()
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = ""
+    cfg.merge_from_list(list(opts))
     return cfg
 
 

@@ -82,12 +82,13 @@ def write_report(
     ranked = evaluated.ranked()[: min(num_images, 3)] if evaluated else []
     files = [evaluated.records[i]["file_name"] for i in ranked] if evaluated else []
     sheets, note = _attention_sheets(cfg, weights, device, files)
+    training, config = training_section(run), _config(run)
     for quality, count in [(quality, num_images) for quality in QUALITIES] + [(QUALITIES[-1], 1)]:
         sections = [
-            training_section(run),
+            training,
             *(evaluated.sections(count, quality) if evaluated else [_no_results(run)]),
             _attention(sheets, list(sheets)[:count], note, quality),
-            _config(run),
+            config,
         ]
         trained = f"{run}, trained on {', '.join(cfg.DATASETS.TRAIN)}"
         text = render(f"Training report: {run.resolve().name}", trained, sections)
@@ -159,7 +160,7 @@ class _Evaluation:
         ]
         where = f"On {self.name}, {len(self.records)} images. AP in percent; APs, APm and APl are "
         where += "those of small, medium and large instances."
-        curves = figure_picture(_precision_recall(self.tasks))
+        curves = picture(self._curves(), "Averaged over classes, by IoU; and by class at IoU 0.50")
         return [
             Section(
                 "Evaluation",
@@ -169,12 +170,7 @@ class _Evaluation:
                 rows=overall,
             ),
             Section("AP by class", header=["class", *(t.task for t in self.tasks)], rows=classes),
-            Section(
-                "Precision and recall",
-                pictures=[
-                    picture(curves, "Averaged over classes, by IoU; and by class at IoU 0.50")
-                ],
-            ),
+            Section("Precision and recall", pictures=[curves]),
             *self.errors,
             self._examples("Best images", self.ranked()[:num_images], quality),
             self._examples("Worst images", self.ranked()[::-1][:num_images], quality),
@@ -195,6 +191,10 @@ class _Evaluation:
         note = f"Ground truth on the left, predictions with scores from {self.min_score:g} on the "
         note += f"right. Ranked by the F1 score of {task.task}, averaged over IoU thresholds."
         return Section(title, note=note, pictures=pictures)
+
+    @functools.cache  # noqa: B019  # as long-lived as the report
+    def _curves(self) -> np.ndarray:
+        return figure_picture(_precision_recall(self.tasks))
 
     @functools.cache  # noqa: B019  # as long-lived as the report
     def _pair(self, image_id: int) -> np.ndarray:

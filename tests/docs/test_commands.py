@@ -30,7 +30,7 @@ from .pages import PAGES, ROOT, Block, all_blocks, blocks
 SHORT = {
     "train_net.py": "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 TEST.DETECTIONS_PER_IMAGE 5 "
     """DATASETS.TRAIN '("shapes_tiny",)' DATASETS.TEST '("shapes_tiny",)'""",
-    "analyze_model.py": "--size 128 160 MODEL.RPN.POST_NMS_TOPK_TEST 10",
+    "analyze_model.py": "--size 64 96 MODEL.RPN.POST_NMS_TOPK_TEST 10 TEST.DETECTIONS_PER_IMAGE 5",
 }
 SHORT_OWN = "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 TEST.DETECTIONS_PER_IMAGE 5"
 # What the blocks that are run in a shell leave, by words of theirs
@@ -68,7 +68,7 @@ def workspace(weights, tmp_path_factory) -> Path:
     sets.mkdir(parents=True)
     generate(sets / "people_val", kind="people", num_images=8, seed=2)
     truth = {
-        kind: generate(sets / f"{kind}_tiny", kind=kind, num_images=8, seed=3)
+        kind: generate(sets / f"{kind}_tiny", kind=kind, num_images=4, seed=3)
         for kind in ("shapes", "people")
     }
     for kind, file in weights.items():

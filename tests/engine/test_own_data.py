@@ -24,6 +24,7 @@ KEYPOINT = "quick_schedules/keypoint_rcnn_people_nl.yaml"
 LAZY = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.py"
 SHORT = ("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "MODEL.DEVICE", "cpu")
 SHORT += ("TEST.DETECTIONS_PER_IMAGE", "5")
+SHORT += ("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4")
 
 
 @pytest.fixture(autouse=True)

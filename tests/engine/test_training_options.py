@@ -34,6 +34,7 @@ def options(small_sets: dict[str, str], output: Path, *opts: object) -> CfgNode:
     grey = ("INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[103.5]", "MODEL.PIXEL_STD", "[57.4]")
     data = ("DATASETS.TRAIN", name, "DATASETS.TEST", name, "DATALOADER.NUM_WORKERS", "0")
     quick = ("MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "5")
+    quick += ("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4")
     return load_cfg(QUICK, [*data, *schedule, *ours, *grey, *quick, *map(str, opts)])
 
 

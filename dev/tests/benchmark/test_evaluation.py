@@ -39,7 +39,7 @@ def test_sizes_of_the_suite(monkeypatch):
     assert quick["num_images"] < 500
 
 
-def test_a_run_has_a_process_of_its_own(tmp_path):
+def test_a_run_has_a_process_of_its_own(quick_spawn, tmp_path):
     folder = tmp_path / "person_keypoints"
     generate(folder, folder.name, num_images=4, seed=0, num_detections=10)
     ballast = np.ones(2**27)  # 1 GB

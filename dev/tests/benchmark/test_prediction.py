@@ -19,6 +19,11 @@ DTYPES = ("float32", "bfloat16")
 NARROW = ("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.WIDTH_PER_GROUP", 16)
 NARROW += ("MODEL.FPN.OUT_CHANNELS", 64, "MODEL.ROI_MASK_HEAD.CONV_DIM", 64)
 NARROW += ("MODEL.ROI_BOX_HEAD.FC_DIM", 128)
+NARROW += ("MODEL.RPN.POST_NMS_TOPK_TEST", 50, "TEST.DETECTIONS_PER_IMAGE", 20)
+SMALL = ("MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 4)
+SMALL += ("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16)
+SMALL += ("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [16] * 4)
+SMALL += ("SOLVER.IMS_PER_BATCH", 2, "TEST.DETECTIONS_PER_IMAGE", 10)
 
 
 @pytest.mark.slow
@@ -44,7 +49,8 @@ def test_throughput_and_equality(tmp_path):
 
 @pytest.mark.slow
 def test_precision(tmp_path):
-    table = precision_table(iterations=1, num_images=(8, 2), device="cpu", dtypes=DTYPES)
+    sizes = {"iterations": 1, "num_images": (8, 2)}
+    table = precision_table(**sizes, device="cpu", dtypes=DTYPES, opts=SMALL)
     tasks = [("shapes", "bbox"), ("shapes", "segm")]
     tasks += [("people", "bbox"), ("people", "segm"), ("people", "keypoints")]
     assert sorted(row[:2] for row in table.rows) == sorted(tasks)

@@ -2,10 +2,12 @@ import signal
 
 from dev.benchmark.step import step_table
 
+from .narrow import NARROW
+
 
 def test_steps_with_and_without_ours_are_timed_in_turns():
     before = signal.getsignal(signal.SIGTERM)
-    table = step_table(size=(64, 96), rounds=1, device="cpu")
+    table = step_table(size=(64, 96), rounds=1, device="cpu", opts=NARROW)
     assert signal.getsignal(signal.SIGTERM) == before
     [(plain, ours, ratio, alone, share, goal)] = table.rows
     assert float(plain) > 0 and float(ours) > 0 and float(ratio) > 0

@@ -3,9 +3,11 @@ import pytest
 from dev.benchmark.training import checkpoint_table, overhead_table
 from nl_detectron.layers import PAIRWISE_FUNCTIONS
 
+from .narrow import NARROW
+
 
 def test_overhead():
-    table = overhead_table(size=(64, 96), seconds=0, device="cpu")
+    table = overhead_table(size=(64, 96), seconds=0, device="cpu", opts=NARROW)
     assert [row[0] for row in table.rows] == ["training step", "inference"]
     for _, plain, ours, ratio, goal in table.rows:
         assert float(plain) >= 0 and float(ours) >= 0 and float(ratio) > 0

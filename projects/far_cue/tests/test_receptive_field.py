@@ -76,7 +76,14 @@ def test_each_head_counts():
 @pytest.fixture(scope="module")
 def head_models():
     names = ("plain", "wider_head", "embedded_gaussian_head", "uniform_head")
-    return {name: build_model(build_cfg(name, "hidden_legs", seed=1)) for name in names}
+    # Their heads are on res2: what comes after it is for the RPN, which is not looked at here.
+    within_res2 = ["MODEL.RPN.IN_FEATURES", ["res2"], "MODEL.RESNETS.OUT_FEATURES", ["res2"]]
+    models = {}
+    for name in names:
+        cfg = build_cfg(name, "hidden_legs", seed=1)
+        cfg.merge_from_list(within_res2)
+        models[name] = build_model(cfg)
+    return models
 
 
 def skirted(seed) -> tuple[np.ndarray, np.ndarray, float]:

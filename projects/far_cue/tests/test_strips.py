@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 
@@ -44,18 +46,28 @@ def rim(scene, key, colours) -> int:
     return nearest(scene.image[round(y.mean()), x.min() + 2 : x.min() + 4].mean(axis=0), colours)
 
 
-def scenes(kind, size=STRIP_SIZE):
-    names = ONE_KEY_CLASSES if kind == "one_key" else MATCHING_KEY_CLASSES
-    num_key_classes = sum(name.startswith("key") for name in names)
-    for i in range(NUM_IMAGES):
-        scene = DRAW[kind](np.random.default_rng([11, i]), size)
-        keys = [x for x in scene.instances if x.category_id <= num_key_classes]
-        yield scene, keys, [x for x in scene.instances if x.category_id > num_key_classes]
+@pytest.fixture(scope="module")
+def scenes():
+    """Draws a kind at a size once, for all tests that look at it."""
+
+    @functools.cache
+    def drawn(kind, size):
+        names = ONE_KEY_CLASSES if kind == "one_key" else MATCHING_KEY_CLASSES
+        num_key_classes = sum(name.startswith("key") for name in names)
+        found = []
+        for i in range(NUM_IMAGES):
+            scene = DRAW[kind](np.random.default_rng([11, i]), size)
+            keys = [x for x in scene.instances if x.category_id <= num_key_classes]
+            targets = [x for x in scene.instances if x.category_id > num_key_classes]
+            found.append((scene, keys, targets))
+        return found
+
+    return lambda kind, size=STRIP_SIZE: drawn(kind, size)
 
 
 @pytest.mark.parametrize("size", [STRIP_SIZE, (97, 410)])
 @pytest.mark.parametrize("kind", DRAW)
-def test_keys_and_targets_are_at_opposite_ends(kind, size):
+def test_keys_and_targets_are_at_opposite_ends(kind, size, scenes):
     mirrored = 0
     for _, keys, targets in scenes(kind, size):
         start = columns(keys[0])[0] < size[1] / 2
@@ -70,7 +82,7 @@ def test_keys_and_targets_are_at_opposite_ends(kind, size):
     assert 0.35 < mirrored / NUM_IMAGES < 0.65
 
 
-def test_one_key_tells_the_class_of_all_targets():
+def test_one_key_tells_the_class_of_all_targets(scenes):
     answers = []
     for scene, keys, targets in scenes("one_key"):
         [key] = keys
@@ -84,7 +96,7 @@ def test_one_key_tells_the_class_of_all_targets():
 
 
 @pytest.mark.parametrize("kind", ["lone_key", "matching_key"])
-def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(kind):
+def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(kind, scenes):
     told, cues, uppers = [], [], []
     for scene, keys, targets in scenes(kind):
         answers = {}
@@ -114,7 +126,7 @@ def test_a_target_has_the_answer_of_the_key_whose_core_has_its_colour(kind):
 
 
 @pytest.mark.parametrize("kind", DRAW)
-def test_nothing_is_hidden(kind):
+def test_nothing_is_hidden(kind, scenes):
     for _, keys, targets in scenes(kind):
         for instance in keys + targets:
             y, x = np.nonzero(instance.mask)

@@ -61,7 +61,8 @@ def test_deeper_resnets_have_all_they_need(name):
         peer = getattr(torchvision.models, name)()
     weights = {n: torch.empty_like(w, device="cpu") for n, w in peer.state_dict().items()}
     converted = convert_resnet(weights)
-    backbone = build_backbone(merged(base_cfg(), converted.overrides))
+    with torch.device("meta"):
+        backbone = build_backbone(merged(base_cfg(), converted.overrides))
     shapes = {n: w.shape for n, w in backbone.state_dict().items() if "num_batches" not in n}
     built = {n: w.shape for n, w in converted.weights.items() if not n.startswith("res5")}
     assert built == shapes

@@ -1,5 +1,6 @@
 """Detectors of torchvision, converted, compute what they computed there."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,21 @@ from nl_detectron.checkpoint.converters import convert_file, convert_rcnn
 
 from .models import KEYPOINT, MASK, base_cfg, randomize
 
+HEIGHT, WIDTH = 128, 192  # multiples of 64: what torchvision takes for strides are quotients
+DETECTIONS = 10
 
-def rcnn(name: str, **options) -> nn.Module:
+
+def rcnn(name: str) -> nn.Module:
     """torchvision's, with weights that find things and tell them apart."""
     torch.manual_seed(0)
     builder = getattr(torchvision.models.detection, name)
     model = builder(
         weights=None,
         weights_backbone=None,
-        box_detections_per_img=20,
-        min_size=256,
-        max_size=320,
+        box_detections_per_img=DETECTIONS,
+        min_size=HEIGHT,
+        max_size=WIDTH,
         box_score_thresh=0.0,
-        **options,
     )
     randomize(model.backbone.body)
     for name, layer in model.named_modules():
@@ -37,6 +40,11 @@ def rcnn(name: str, **options) -> nn.Module:
     with torch.no_grad():
         model.eval()([random_image()])
     return model
+
+
+@pytest.fixture(scope="module")
+def mask_rcnn() -> nn.Module:
+    return rcnn("maskrcnn_resnet50_fpn")
 
 
 def spread_to(layer: nn.Module, deviation: float) -> None:
@@ -53,7 +61,7 @@ def spread_to(layer: nn.Module, deviation: float) -> None:
 
 
 def random_image() -> torch.Tensor:
-    return torch.rand(3, 256, 320, generator=torch.Generator().manual_seed(3))
+    return torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
 
 
 def published(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -78,7 +86,7 @@ def ours(peer: nn.Module, tmp_path: Path, config: str, weights: dict | None = No
     cfg = base_cfg(config)
     cfg.MODEL.BACKBONE.NAME = "build_non_local_resnet_fpn_backbone"
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    cfg.TEST.DETECTIONS_PER_IMAGE = 20
+    cfg.TEST.DETECTIONS_PER_IMAGE = DETECTIONS
     convert_file(str(source), str(target), library="torchvision", cfg=cfg, **options)
     stored = base_cfg()
     stored.merge_from_other_cfg(CfgNode.load_cfg(read_config(str(target))))
@@ -91,7 +99,7 @@ def ours(peer: nn.Module, tmp_path: Path, config: str, weights: dict | None = No
 def detections(model: nn.Module, peer: nn.Module) -> tuple[dict, dict]:
     """Of both for one image, with the peer's mask probabilities before they are pasted."""
     image = random_image()
-    inputs = [{"image": image * 255, "height": 256, "width": 320}]
+    inputs = [{"image": image * 255, "height": HEIGHT, "width": WIDTH}]
     with torch.no_grad():
         found = model.inference(inputs, do_postprocess=False)[0]
         images, _ = peer.transform([image])
@@ -102,7 +110,7 @@ def detections(model: nn.Module, peer: nn.Module) -> tuple[dict, dict]:
 
 
 def assert_same_boxes(found: dict, expected: dict) -> None:
-    assert len(expected["scores"]) == 20
+    assert len(expected["scores"]) == DETECTIONS
     assert expected["scores"].std() > 0.01
     torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-3, atol=1e-4)
     assert torch.equal(found["pred_classes"], expected["labels"] - 1)
@@ -110,8 +118,8 @@ def assert_same_boxes(found: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("names", ["built", "published"])
-def test_torchvision_mask_rcnn(tmp_path, names):
-    peer = rcnn("maskrcnn_resnet50_fpn")
+def test_torchvision_mask_rcnn(tmp_path, names, mask_rcnn):
+    peer = mask_rcnn
     weights = published(peer.state_dict()) if names == "published" else None
     model = ours(peer, tmp_path, MASK, weights)
     found, expected = detections(model, peer)
@@ -120,13 +128,13 @@ def test_torchvision_mask_rcnn(tmp_path, names):
     torch.testing.assert_close(found["pred_masks"], expected["masks"], rtol=1e-3, atol=1e-3)
 
 
-def test_torchvision_mask_rcnn_with_80_classes(tmp_path):
+def test_torchvision_mask_rcnn_with_80_classes(tmp_path, mask_rcnn):
     """Equal to a torchvision model whose other 10 classes are impossible."""
-    peer = rcnn("maskrcnn_resnet50_fpn")
     ids = MetadataCatalog.get("coco_2017_val").thing_dataset_id_to_contiguous_id
     unused = [label for label in range(1, 91) if label not in ids]
     assert len(unused) == 10
-    model = ours(peer, tmp_path, MASK, coco_80=True)
+    model = ours(mask_rcnn, tmp_path, MASK, coco_80=True)
+    peer = copy.deepcopy(mask_rcnn)  # which other tests convert, too
     with torch.no_grad():
         peer.roi_heads.box_predictor.cls_score.weight[unused] = 0
         peer.roi_heads.box_predictor.cls_score.bias[unused] = -1e4
