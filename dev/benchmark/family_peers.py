@@ -76,6 +76,8 @@ class Asymmetric(_Plain):
 class ExpectationMaximization(nn.Module):
     """K bases by three iterations, of which gradients pass through the last."""
 
+    bases: Tensor
+
     def __init__(self, channels: int, *, nodes: int = 64):
         super().__init__()
         self.theta = nn.Conv2d(channels, channels // 2, 1)

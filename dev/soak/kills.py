@@ -223,6 +223,7 @@ def kill_and_compare(folder: Path, cases: Sequence[Case]) -> list[dict]:
             killed += code == (-signal.SIGKILL if case.processes == 1 else 1)
         _expect(0, _run(folder, case.tool, case.options, output, data, [*of_all, "--resume"]))
         differs = differences(straight[key], output)
+        row: dict[str, object]
         row = {"case": case.name, "tool": case.tool, "options": case.options}
         row |= {"processes": case.processes, "killed": killed}
         rows.append(row | {"equal": not differs, "differs": differs[:5]})
@@ -322,9 +323,8 @@ def _run(
     call = [str(ROOT / f"tools/{tool}.py"), "--config-file", config, *data, *flags, *words]
     # Forked, for which no thread may have been started here: it spares it all the imports. CUDA
     # does not work in a fork.
-    process = multiprocessing.get_context("spawn" if on_cuda else "fork").Process(
-        target=_call, args=(call, f"{output}.txt", kill)
-    )
+    make: Any = multiprocessing.get_context("spawn" if on_cuda else "fork")
+    process = make.Process(target=_call, args=(call, f"{output}.txt", kill))
     process.start()
     process.join()
     assert process.exitcode is not None
