@@ -51,6 +51,19 @@ def test_a_line_of_code(python, tmp_path, code):
     )
 
 
+@pytest.mark.parametrize("ignored", [(), (signal.SIGHUP, signal.SIGINT)])
+def test_signals_are_ignored_as_by_who_starts_it(python, ignored):
+    """As in a terminal, and as with nohup in the background, whatever the tests themselves do."""
+
+    def prepare():
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
+    code = "import signal as s; print([s.getsignal(n) for n in (s.SIGHUP, s.SIGINT, s.SIGTERM)])"
+    real, copy = both(python, "-c", code, preexec_fn=prepare)
+    assert copy.stdout == real.stdout and real.stdout.count("SIG_IGN") == len(ignored)
+
+
 def test_an_error_has_its_traceback_and_exit_code(python):
     real, copy = both(python, "-c", "1 / 0")
     assert copy.returncode == real.returncode == 1

@@ -2,9 +2,9 @@
 
 Importing PyTorch and Detectron2 takes seconds, and some hundred tests start a process. A server
 imports them once and does nothing else; a small program in the place of ``python`` asks it to copy
-itself (fork), and the copy runs what was asked for, with the caller's open files, folder and
-environment. nl_detectron itself is not imported before. The real Python does what a copy cannot do,
-such as ``-S`` or modules other than ours.
+itself (fork), and the copy runs what was asked for, with the caller's open files, folder,
+environment and ignored signals. nl_detectron itself is not imported before. The real Python does
+what a copy cannot do, such as ``-S`` or modules other than ours.
 """
 
 import atexit
@@ -27,6 +27,7 @@ from pathlib import Path
 
 IMPORTED = ("torch", "torchvision", "torch.utils.tensorboard", "detectron2.engine", "cv2")
 IMPORTED += ("detectron2.evaluation", "detectron2.modeling", "detectron2.utils.visualizer")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 CLIENT = """#!{python} -IS
 import contextlib, json, os, signal, socket, sys
 MODULES = ("nl_detectron.", "dev.soak.", "torch.distributed.run")
@@ -42,14 +43,15 @@ if not is_known:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 files = [int(name) for name in os.listdir("/proc/self/fd")]
 files = [file for file in files if os.path.exists(f"/proc/self/fd/{{file}}")]  # but the listing's
+signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+ignored = [number for number in signals if signal.getsignal(number) is signal.SIG_IGN]
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    asked = json.dumps([arguments, os.getcwd(), dict(os.environ), files]).encode()
+    asked = json.dumps([arguments, os.getcwd(), dict(os.environ), files, ignored]).encode()
     socket.send_fds(server, [len(asked).to_bytes(4, "big")], files)
     server.sendall(asked)
     answers = server.makefile()
     copy = int(answers.readline())
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
     def pass_on(number, frame):
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.kill(copy, number)
@@ -111,7 +113,7 @@ def answer(connection: socket.socket) -> None:
     child = os.fork()
     if child == 0:
         connection.close()
-        arguments, folder, environment, numbers = json.loads(asked)
+        arguments, folder, environment, numbers, ignored = json.loads(asked)
         above = max(*numbers, *files) + 1
         files = [fcntl.fcntl(file, fcntl.F_DUPFD, above) for file in files]
         os.closerange(3, above)
@@ -121,6 +123,9 @@ def answer(connection: socket.socket) -> None:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
+        for number in SIGNALS:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, signal.SIG_IGN if number in ignored else default)
         os._exit(run(arguments))
     for file in files:
         os.close(file)

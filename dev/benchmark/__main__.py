@@ -1,7 +1,7 @@
-"""Measures speed and memory beside the peers, and writes the tables as a page of Markdown.
+"""Measures speed and memory beside the peers; each suite's tables are a page of Markdown.
 
 python -m dev.benchmark --suite quick
-python -m dev.benchmark --suite all --output docs/benchmarks.md
+python -m dev.benchmark --suite family --output docs/benchmarks
 """
 
 import argparse
@@ -23,12 +23,15 @@ def main() -> None:
         default="quick",
         help="all: each in full; quick: a little of each (the default)",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="for the page; else printed")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for SUITE.md, beside what is printed"
+    )
     args = parser.parse_args()
-    if args.output is not None and not args.output.parent.is_dir():
-        raise UsageError(f"--output {args.output}: there is no folder {args.output.parent}")
-    suites = SUITES if args.suite in ("all", "quick") else (args.suite,)
-    write(benchmark(suites, quick=args.suite == "quick", device=default_device()), args.output)
+    if args.output is not None and not args.output.is_dir():
+        raise UsageError(f"--output {args.output} is no folder")
+    for suite in SUITES if args.suite in ("all", "quick") else (args.suite,):
+        parts = benchmark(suite, quick=args.suite == "quick", device=default_device())
+        write(parts, args.output and args.output / f"{suite}.md")
 
 
 if __name__ == "__main__":

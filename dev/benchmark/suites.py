@@ -1,7 +1,7 @@
-"""Runs suites of measurements and writes their tables as one page of Markdown."""
+"""Runs suites of measurements and writes the tables of each as a page of Markdown."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -13,19 +13,18 @@ from .table import Table, machine, text_of
 SUITES = ("block", "family", "training", "step", "prediction", "evaluation")
 
 
-def benchmark(suites: Sequence[str], *, quick: bool, device: str) -> Iterator[str]:
-    """The page in Markdown, in parts, each as soon as it is measured.
+def benchmark(suite: str, *, quick: bool, device: str) -> Iterator[str]:
+    """A suite's page in Markdown, in parts, each as soon as it is measured.
 
     Args:
-        suites: names of :data:`SUITES`.
+        suite: one of :data:`SUITES`.
         quick: few cells, few repeats: shows that all of it works, not what is published.
         device: ``cpu`` or ``cuda``.
     """
     began = time.perf_counter()
-    yield f"# Benchmarks\n\n{text_of('Benchmarks', machine=machine(device))}\n"
-    for suite in suites:
-        for table in _tables(suite, quick, device):
-            yield f"\n{table.markdown()}"
+    yield f"# Benchmarks: {suite}\n\n{text_of('Benchmarks', machine=machine(device))}\n"
+    for table in _tables(suite, quick, device):
+        yield f"\n{table.markdown()}"
     yield f"\nThis page took {(time.perf_counter() - began) / 60:.0f} minutes.\n"
 
 

@@ -11,6 +11,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 
 from nl_detectron import NonLocalBlock, NonLocalKeypointHead, add_non_local_config
+from nl_detectron.layers import block_kind
 from nl_detectron.modeling.backbone import build_non_local_resnet_backbone
 from nl_detectron.modeling.joining import insert_after
 
@@ -82,6 +83,16 @@ def _non_local(pairwise: str, **options: object) -> dict[str, object]:
     }
 
 
+def _of_family(kind: str, **options: object) -> dict[str, object]:
+    """One block of another kind, trained in the same way as far as it has the layers for that."""
+    init = {"INIT": "similarity"} if "init" in block_kind(kind).USES else {}
+    return {
+        **_backbone("non_local_resnet"),
+        "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 0.1,
+        **{f"MODEL.NON_LOCAL.{k}": v for k, v in ({"BLOCK": kind} | init | options).items()},
+    }
+
+
 def _in_head(head: str) -> dict[str, object]:
     """Embedded Gaussian blocks in the keypoint head, trained so, and none in the backbone."""
     return {
@@ -131,6 +142,16 @@ VARIANTS = {
     "concatenation_released": Variant(
         "concatenation, released init", {**CONCATENATION, **RELEASED}
     ),
+    "global_context": Variant(
+        "global context", _of_family("GlobalContextBlock", INNER_RATIO=0.25), BOTH
+    ),
+    "simplified": Variant("simplified", _of_family("SimplifiedNonLocalBlock"), BOTH),
+    "disentangled": Variant("disentangled", _of_family("DisentangledNonLocalBlock"), BOTH),
+    "criss_cross": Variant("criss-cross, twice", _of_family("CrissCrossBlock"), BOTH),
+    "efficient": Variant("efficient attention", _of_family("EfficientAttentionBlock"), BOTH),
+    "asymmetric": Variant("asymmetric", _of_family("AsymmetricNonLocalBlock"), BOTH),
+    "expectation_maximization": Variant("expectation-maximization", _of_family("EMABlock"), BOTH),
+    "latent_gnn": Variant("latent nodes", _of_family("LatentGNNBlock"), BOTH),
     "wider_head": Variant(
         "plain, wider head", {"MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [WIDER_CHANNELS] * 4}, LEGS
     ),

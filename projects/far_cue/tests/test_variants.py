@@ -10,6 +10,10 @@ from far_cue.variants import build_cfg
 from nl_detectron import NonLocalBlock
 from nl_detectron.analysis import count_flops, count_parameters, largest_input
 from nl_detectron.engine.checks import check_model
+from nl_detectron.engine.unused import unused_options
+from nl_detectron.layers import NON_LOCAL_BLOCK_REGISTRY, non_local_blocks
+
+FAMILY = [name for name, variant in VARIANTS.items() if "MODEL.NON_LOCAL.BLOCK" in variant.options]
 
 
 def built(variant, task="one_key"):
@@ -98,6 +102,27 @@ def test_all_blocks_are_trained_alike_but_in_the_ablation():
             settings = cfg.MODEL.NON_LOCAL.INIT, cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR
             assert (settings == ("similarity", 0.1)) == (not ablated), name
             assert cfg.SOLVER.NON_LOCAL_OTHERS_LR_FACTOR == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, variant in VARIANTS.items() if "MODEL.NON_LOCAL.BLOCK" in variant.options],
+)
+def test_other_kinds_of_blocks_are_tried_on_both_tasks_and_use_all_that_is_set(name):
+    assert VARIANTS[name].tasks == ("one_key", "matching_key")
+    cfg = build_cfg(name, "one_key", seed=1)
+    assert unused_options(cfg) == []
+    [block] = non_local_blocks(built(name)).values()
+    assert type(block).__name__ == cfg.MODEL.NON_LOCAL.BLOCK
+    assert cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR == 0.1
+
+
+def test_every_kind_of_block_is_tried():
+    kinds = {
+        cfg.MODEL.NON_LOCAL.BLOCK
+        for cfg in (build_cfg(v, "one_key", 1) for v in variants_of("one_key"))
+    }
+    assert kinds == {name for name, _ in NON_LOCAL_BLOCK_REGISTRY}
 
 
 def test_numbers_of_blocks():
