@@ -14,8 +14,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
@@ -26,8 +26,8 @@ from nl_detectron.engine import Trainer
 from nl_detectron.evaluation import build_evaluator
 from nl_detectron.files import write_image
 from nl_detectron.inference import Predictor
-from nl_detectron.layers import non_local_blocks
 
+from ..decided import decide
 from .backends import backends_table
 from .measure import alternate
 from .table import Table, dtypes, text_of
@@ -50,7 +50,7 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
     with tempfile.TemporaryDirectory() as folder:
         size = 128 if quick else 800
         images = make_images(Path(folder), 1 if quick else 4)
-        sides = make_sides(Path(folder), size, device, dtypes(device))
+        sides = make_sides(images, size, device, dtypes(device))
         yield throughput_table(sides, images, size=size, seconds=2 if quick else 120, device=device)
         yield equality_table(sides, images)
         if device == "cpu":
@@ -89,12 +89,16 @@ def make_images(folder: Path, count: int) -> list[Path]:
 
 
 def make_sides(
-    folder: Path, size: int, device: str, dtypes: Sequence[str], opts: Sequence[object] = ()
+    images: Sequence[Path],
+    size: int,
+    device: str,
+    dtypes: Sequence[str],
+    opts: Sequence[object] = (),
 ) -> list[Side]:
     """Detectron2's loop and ours, with the same weights.
 
     Args:
-        folder: for the weights, with their config beside them.
+        images: files; the weights and their config are written beside them.
         size: of the shorter side to which images are resized, in pixels.
         dtypes: that ours computes in.
         opts: KEY, value and so on, in the place of the config's.
@@ -105,9 +109,10 @@ def make_sides(
     cfg.INPUT.MIN_SIZE_TEST = size
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = THRESHOLD
     cfg.merge_from_list(list(opts))
-    weights = folder / WEIGHTS
-    torch.save({"model": random_model(cfg).state_dict()}, weights)
-    (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+    weights = images[0].with_name(WEIGHTS)
+    model = decided_model(cfg, read_image(str(images[0]), format="BGR"))
+    torch.save({"model": model.state_dict()}, weights)
+    weights.with_name("config.yaml").write_text(cfg.dump(), encoding="utf-8")
     cfg.MODEL.WEIGHTS = str(weights)
     stock = DefaultPredictor(cfg)
 
@@ -128,22 +133,17 @@ def _predict_all(predictor: Predictor, files: Sequence[Path]) -> list[Instances]
     return list(predictor.stream(files))
 
 
-def random_model(cfg: CfgNode) -> nn.Module:
-    """A model that detects as much as a trained one: norms with statistics, and so some contrast.
+def decided_model(cfg: CfgNode, image: np.ndarray) -> nn.Module:
+    """A model that detects as much as a trained one, and the same however its sums are rounded.
 
-    With Detectron2's own start no score is above any threshold. Its blocks have left their start.
+    With Detectron2's own start no score is above any threshold.
     """
+    resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    resized = resize.get_transform(image).apply_image(image)
     torch.manual_seed(0)
-    model = build_model(cfg)
-    for block in non_local_blocks(model).values():
-        block.reset_parameters(zero_init=False)
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.weight.uniform_(0.5, 1)
-            module.bias.normal_(std=0.1)
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return model
+    height, width = image.shape[:2]
+    inputs = {"image": torch.as_tensor(resized.copy()).permute(2, 0, 1)}
+    return decide(build_model(cfg), [inputs | {"height": height, "width": width}])
 
 
 def throughput_table(

@@ -30,7 +30,7 @@ SMALL += ("SOLVER.IMS_PER_BATCH", 2, "TEST.DETECTIONS_PER_IMAGE", 10)
 def test_throughput_and_equality(tmp_path):
     images = make_images(tmp_path, 2)
     assert [cv2.imread(str(image)).shape for image in images] == [(480, 640, 3)] * 2
-    sides = make_sides(tmp_path, 96, "cpu", DTYPES, NARROW)
+    sides = make_sides(images, 96, "cpu", DTYPES, NARROW)
     table = throughput_table(sides, images, size=96, seconds=0, device="cpu")
     assert [row[0] for row in table.rows] == [
         "Detectron2's DefaultPredictor loop",
