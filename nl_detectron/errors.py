@@ -67,11 +67,15 @@ def usage_errors() -> Iterator[None]:
 
 def full_disk(error: BaseException | None) -> OSError | None:
     """The system's error that a disk has no room, if an error is that or was raised for it."""
+    return next((one for one in system_errors(error) if one.errno in FULL), None)
+
+
+def system_errors(error: BaseException | None) -> Iterator[OSError]:
+    """The system's errors among an error and those that it was raised for."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return error
+        if isinstance(error, OSError):
+            yield error
         error = error.__cause__ or error.__context__
-    return None
 
 
 def closest(value: str, allowed: Iterable[str], *, cutoff: float = 0.6) -> list[str]:

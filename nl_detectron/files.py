@@ -12,7 +12,7 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from .errors import UsageError, full_disk
+from .errors import UsageError, full_disk, system_errors
 from .log import logger
 
 # Names of what a process that was killed has left where it wrote
@@ -71,13 +71,9 @@ def write_again(
             time.sleep(pause)
 
 
-def _reason(error: BaseException | None) -> str | None:
+def _reason(error: BaseException) -> str | None:
     """Why a write has failed, if it is that; PyTorch's writer hides the error within its own."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.strerror or str(error)
-        error = error.__cause__ or error.__context__
-    return None
+    return next((one.strerror or str(one) for one in system_errors(error)), None)
 
 
 class AtomicPathManager:

@@ -1,5 +1,6 @@
 """Configs and models under test, and how two models are compared."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,18 @@ ZOO = {
     "dc5": "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x.yaml",
     "retinanet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
 }
+
+
+class SideBySide(nn.Module):
+    """Blocks on the same map: whatever records them takes seconds to begin with anything."""
+
+    def __init__(self, blocks: Iterable[nn.Module]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(blocks, N, C, *S) of x (N, C, *S)."""
+        return torch.stack([block(x) for block in self.blocks])
 
 
 def base_cfg(config_file: str | Path | None = None) -> CfgNode:

@@ -195,8 +195,7 @@ def expected_blocks(cfg: CfgNode) -> set[str]:
         for place in cfg.MODEL.NON_LOCAL.AFTER:
             stage, _, index = place.partition(".")
             of_stage = range({"res3": 4, "res4": count, "res5": 3}[stage])
-            index = str(range(len(of_stage))[int(index)]) if index else ""
-            for i in [int(index)] if index else of_stage:
+            for i in [of_stage[int(index)]] if index else of_stage:
                 inside = cfg.MODEL.NON_LOCAL.POSITION == "before_sum"
                 blocks.add(f"{stages}.{stage}.{f'{i}.conv3.activation.' if inside else ''}nl{i}")
     if "pyramid" in cfg.MODEL.BACKBONE.NAME:

@@ -43,8 +43,7 @@ if not is_known:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 files = [int(name) for name in os.listdir("/proc/self/fd")]
 files = [file for file in files if os.path.exists(f"/proc/self/fd/{{file}}")]  # but the listing's
-signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-ignored = [number for number in signals if signal.getsignal(number) is signal.SIG_IGN]
+ignored = [number for number in {signals} if signal.getsignal(number) is signal.SIG_IGN]
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     asked = json.dumps([arguments, os.getcwd(), dict(os.environ), files, ignored]).encode()
@@ -55,10 +54,10 @@ with socket.socket(socket.AF_UNIX) as server:
     def pass_on(number, frame):
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.kill(copy, number)
-    for number in signals:
+    for number in {signals}:
         signal.signal(number, pass_on)
     code = int(answers.readline())
-    for number in signals:
+    for number in {signals}:
         signal.signal(number, signal.SIG_DFL)
 if code < 0:
     os.kill(os.getpid(), -code)
@@ -71,7 +70,9 @@ def warm_python(folder: Path) -> Iterator[Path]:
     """A program in this folder, called python, that takes Python's place."""
     address = str(folder / "socket")
     program = folder / "python"
-    program.write_text(CLIENT.format(python=sys.executable, address=address))
+    program.write_text(
+        CLIENT.format(python=sys.executable, address=address, signals=[*map(int, SIGNALS)])
+    )
     program.chmod(0o755)
     command = [sys.executable, "-m", __name__, address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

@@ -14,7 +14,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -24,6 +23,7 @@ from nl_detectron import model_zoo
 from nl_detectron.data.builtin import register_generated
 from nl_detectron.engine import Trainer
 from nl_detectron.evaluation import build_evaluator
+from nl_detectron.export.export import model_input
 from nl_detectron.files import write_image
 from nl_detectron.inference import Predictor
 
@@ -138,12 +138,8 @@ def decided_model(cfg: CfgNode, image: np.ndarray) -> nn.Module:
 
     With Detectron2's own start no score is above any threshold.
     """
-    resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    resized = resize.get_transform(image).apply_image(image)
     torch.manual_seed(0)
-    height, width = image.shape[:2]
-    inputs = {"image": torch.as_tensor(resized.copy()).permute(2, 0, 1)}
-    return decide(build_model(cfg), [inputs | {"height": height, "width": width}])
+    return decide(build_model(cfg), [{"image": model_input(cfg, image)}])
 
 
 def throughput_table(

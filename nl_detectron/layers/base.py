@@ -9,6 +9,7 @@ Shape shorthand in this module:
     D: inner channels
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,7 @@ EMBEDDING_STD = 0.01
 SIMILARITY_GAIN = 0.5  # a softer start than 1, which would have each position see itself alone
 
 
-class BaseNonLocalBlock(CNNBlockBase):
+class BaseNonLocalBlock(CNNBlockBase, ABC):
     """z = x + norm(out(y)), where y is what positions draw from others; it starts as the identity.
 
     A kind of block says in :meth:`_build` which layers it has and in :meth:`_aggregate` what y is.
@@ -146,6 +147,7 @@ class BaseNonLocalBlock(CNNBlockBase):
             y = recomputed(self._aggregate, x, use_reentrant=False)
         return self._sum(y, x)
 
+    @abstractmethod
     def affinity(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """How strongly positions draw on each other.
 
@@ -157,15 +159,14 @@ class BaseNonLocalBlock(CNNBlockBase):
             (N, Q, M): how much of g, or of x where there is no g, at the key j is in y at i. Keys
             are ordered as in the flattened (sub-sampled) map.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _build(self, options: BlockOptions) -> int:
         """Makes the layers before ``out``; returns the number of y's channels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, channels), of x (N, C, *S)."""
-        raise NotImplementedError
 
     def _sum(self, y: Tensor, x: Tensor) -> Tensor:
         """z, (N, C, *S), of y (N, L, D)."""

@@ -10,6 +10,7 @@ from torch.export import Dim
 
 from nl_detectron import NonLocalBlock
 from nl_detectron.layers import PAIRWISE_FUNCTIONS
+from tests.models import SideBySide
 
 CHANNELS = 8
 EXAMPLE = {1: (9,), 2: (8, 7), 3: (2, 7, 6)}
@@ -39,12 +40,13 @@ def example(dimension: int, samples: int = 1) -> Tensor:
 
 def assert_right_for_all_sizes(
     recorded,
-    block: "NonLocalBlock | AllForms",
+    block: NonLocalBlock | SideBySide,
     *,
     smallest: int = 1,
     all_samples: tuple[int, ...] = SAMPLES,
 ) -> None:
-    for samples, size in itertools.product(all_samples, SIZES[block.dimension]):
+    dimension = next(m.dimension for m in block.modules() if isinstance(m, NonLocalBlock))
+    for samples, size in itertools.product(all_samples, SIZES[dimension]):
         if min(size[-2:]) < smallest:
             continue
         x = torch.randn(samples, CHANNELS, *size)
@@ -61,24 +63,15 @@ def in_onnxruntime(file: io.BytesIO):
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
-class AllForms(nn.Module):
-    """Blocks of all forms on the same map; a recorder takes seconds to begin with anything."""
-
-    def __init__(self, dimension: int):
-        super().__init__()
-        self.dimension = dimension
-        forms = itertools.product(PAIRWISE_FUNCTIONS, (False, True))
-        self.blocks = nn.ModuleList(random_block(*form, dimension) for form in forms)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(forms, N, C, *S) of x (N, C, *S)."""
-        return torch.stack([block(x) for block in self.blocks])
+def all_forms(dimension: int) -> SideBySide:
+    forms = itertools.product(PAIRWISE_FUNCTIONS, (False, True))
+    return SideBySide(random_block(*form, dimension) for form in forms).eval()
 
 
-def exported(blocks: AllForms) -> torch.export.ExportedProgram:
+def exported(blocks: SideBySide, dimension: int) -> torch.export.ExportedProgram:
     """Of two samples, as a single one would be bound to."""
-    axes = {axis: Dim.DYNAMIC for axis in (0, *range(2, 2 + blocks.dimension))}
-    x = example(blocks.dimension, samples=2)
+    axes = {axis: Dim.DYNAMIC for axis in (0, *range(2, 2 + dimension))}
+    x = example(dimension, samples=2)
     return torch.export.export(blocks, (x,), dynamic_shapes={"x": axes})
 
 
@@ -137,8 +130,8 @@ def test_of_a_channels_last_example():
 @pytest.mark.parametrize("dimension", (1, 2, 3))
 def test_in_an_exported_program_and_onnx_of_it(dimension):
     """torch.export itself refuses, by a guard, maps whose pooled size is 1."""
-    blocks = AllForms(dimension).eval()
-    program = exported(blocks)
+    blocks = all_forms(dimension)
+    program = exported(blocks, dimension)
     assert_right_for_all_sizes(program.module(), blocks, smallest=3)
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     file = io.BytesIO()
@@ -149,7 +142,7 @@ def test_in_an_exported_program_and_onnx_of_it(dimension):
 @pytest.mark.slow
 @pytest.mark.parametrize("dimension", (1, 2, 3))
 def test_compiled_for_all_sizes(dimension):
-    blocks = AllForms(dimension).eval()
+    blocks = all_forms(dimension)
     torch._dynamo.reset()
     compiled = torch.compile(blocks, backend="eager", dynamic=True, fullgraph=True)
     for samples, size in zip((3, 2, 0), SIZES[dimension], strict=True):

@@ -9,6 +9,7 @@ from detectron2.modeling import build_backbone
 
 from nl_detectron import NonLocalBlock
 from nl_detectron.layers import PAIRWISE_FUNCTIONS
+from tests.models import SideBySide
 
 # Records and differentiates the graph, but needs no compiler
 BACKEND = "aot_eager"
@@ -29,30 +30,19 @@ def results(module: torch.nn.Module, run, x: torch.Tensor) -> list[torch.Tensor]
     return [y.detach(), x.grad, *(p.grad.clone() for p in module.parameters())]
 
 
-class AllForms(torch.nn.Module):
-    """Blocks of all forms on the same map: one graph takes as long to begin as each of theirs."""
-
-    def __init__(self):
-        super().__init__()
-        forms = itertools.product(PAIRWISE_FUNCTIONS, (False, True), (False,))
-        self.blocks = torch.nn.ModuleList(
-            NonLocalBlock(
-                32,
-                pairwise=pairwise,
-                sub_sample=sub_sample,
-                grad_checkpoint=checkpoint,
-                zero_init=False,
-            )
-            for pairwise, sub_sample, checkpoint in (*forms, ("embedded_gaussian", True, True))
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([block(x) for block in self.blocks])
-
-
-def test_blocks():
+def test_blocks_of_all_forms():
     """In inference, and in training with the same gradients."""
-    blocks = AllForms()
+    forms = itertools.product(PAIRWISE_FUNCTIONS, (False, True), (False,))
+    blocks = SideBySide(
+        NonLocalBlock(
+            32,
+            pairwise=pairwise,
+            sub_sample=sub_sample,
+            grad_checkpoint=checkpoint,
+            zero_init=False,
+        )
+        for pairwise, sub_sample, checkpoint in (*forms, ("embedded_gaussian", True, True))
+    )
     compiled = torch.compile(blocks, backend=BACKEND, fullgraph=True)
     x = torch.randn(2, 32, 5, 7)
     with torch.no_grad():
