@@ -14,12 +14,9 @@ from dev.benchmark.prediction import (
     throughput_table,
 )
 
+from .narrow import NARROW
+
 DTYPES = ("float32", "bfloat16")
-# bfloat16 takes minutes at full width where the processor has it not.
-NARROW = ("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.WIDTH_PER_GROUP", 16)
-NARROW += ("MODEL.FPN.OUT_CHANNELS", 64, "MODEL.ROI_MASK_HEAD.CONV_DIM", 64)
-NARROW += ("MODEL.ROI_BOX_HEAD.FC_DIM", 128)
-NARROW += ("MODEL.RPN.POST_NMS_TOPK_TEST", 50, "TEST.DETECTIONS_PER_IMAGE", 20)
 SMALL = ("MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 4)
 SMALL += ("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16)
 SMALL += ("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [16] * 4)
@@ -30,7 +27,7 @@ SMALL += ("SOLVER.IMS_PER_BATCH", 2, "TEST.DETECTIONS_PER_IMAGE", 10)
 def test_throughput_and_equality(tmp_path):
     images = make_images(tmp_path, 2)
     assert [cv2.imread(str(image)).shape for image in images] == [(480, 640, 3)] * 2
-    sides = make_sides(images, 96, "cpu", DTYPES, NARROW)
+    sides = make_sides(images, 96, "cpu", DTYPES, (*NARROW, "TEST.DETECTIONS_PER_IMAGE", 20))
     table = throughput_table(sides, images, size=96, seconds=0, device="cpu")
     assert [row[0] for row in table.rows] == [
         "Detectron2's DefaultPredictor loop",
