@@ -1,9 +1,10 @@
 """Trained detectors as files of other runtimes, and such files in a model's place."""
 
-from .export import FORMATS, Export, export_model
+from .export import Export, export_model
 from .model import ExportedModel
 from .parity import table
 from .quantize import MOST_IMAGES
+from .record import FORMATS
 from .runtimes import is_exported
 
 __all__ = [

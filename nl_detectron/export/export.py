@@ -25,9 +25,8 @@ from .metadata import describe
 from .model import ExportedModel
 from .parity import Difference, check_images, compare, generated_images, table
 from .quantize import MOST_IMAGES, check_quantizable
-from .record import Recorder
+from .record import Recorder, check_format
 
-FORMATS = ("onnx", "openvino", "torchscript")
 ARCHITECTURES = (GeneralizedRCNN, RetinaNet)  # those of which all outputs can be read back
 
 
@@ -84,16 +83,7 @@ def export_model(
     Raises:
         UsageError: naming the argument that cannot work.
     """
-    if format == "torch-export":
-        raise UsageError(
-            "format torch-export: torch.export refuses a whole detector, as Detectron2 reads sizes "
-            f"from tensors (of the padded image first); use one of {', '.join(FORMATS)}",
-            arguments=["format"],
-        )
-    if format not in FORMATS:
-        raise UsageError(
-            f"format must be one of {', '.join(FORMATS)}, got {format!r}", arguments=["format"]
-        )
+    check_format(format)
     if int8:
         check_quantizable(format, images)
     folder = Path(output)

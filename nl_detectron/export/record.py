@@ -14,6 +14,7 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from ..errors import UsageError
 from .metadata import KEY, to_text
@@ -24,7 +25,34 @@ from .quantize import prefer_convolutions, quantize
 OPSET = 17
 # What a graph gives of each detection, in this order, as far as the model has it
 OUTPUTS = ("pred_boxes", "scores", "pred_classes", "pred_masks", HEAT_MAPS)
-FILES = {"onnx": "model.onnx", "openvino": "model.xml", "torchscript": "model.torchscript"}
+FORMATS = {
+    "onnx": "model.onnx",
+    "openvino": "model.xml",
+    "torchscript": "model.torchscript",
+    "torch-export": "model.pt2",
+}
+
+
+# PyTorch whose torch.export records detectors
+TORCH_EXPORT_SINCE = "2.12"
+
+
+def check_format(format: str) -> None:
+    """
+    Raises:
+        UsageError: if this is none of :data:`FORMATS`, or cannot be written with this PyTorch.
+    """
+    if format not in FORMATS:
+        raise UsageError(
+            f"format must be one of {', '.join(FORMATS)}, got {format!r}", arguments=["format"]
+        )
+    version = torch.__version__
+    if format == "torch-export" and TorchVersion(version) < TORCH_EXPORT_SINCE:
+        raise UsageError(
+            f"format torch-export needs PyTorch {TORCH_EXPORT_SINCE} or later, this is {version}; "
+            "use another format",
+            arguments=["format"],
+        )
 
 
 class _GivesHeatMaps:
@@ -69,10 +97,10 @@ class Recorder:
         metadata: dict[str, Any],
         calibration: Sequence[np.ndarray] = (),
     ) -> Path:
-        """Writes ``model.onnx``, ``model.xml`` with ``model.bin``, or ``model.torchscript``.
+        """Writes a file of :data:`FORMATS`; beside ``model.xml``, its weights in ``model.bin``.
 
         Args:
-            format: one of :data:`FILES`.
+            format: one of :data:`FORMATS`.
             folder: where to.
             metadata: see :func:`.metadata.describe`.
             calibration: of OpenVINO, images as the model takes them, uint8 (3, H, W), with which
@@ -81,12 +109,14 @@ class Recorder:
         Raises:
             UsageError: if what writes the format is not installed.
         """
-        path = folder / FILES[format]
+        path = folder / FORMATS[format]
         text = to_text(metadata)
         if format == "torchscript":
             with _recording():
                 traced = torch.jit.trace(self._adapter, (self._example,), check_trace=False)
             torch.jit.save(traced, str(path), _extra_files={KEY: text})
+        elif format == "torch-export":
+            self._write_torch_export(path, text)
         elif format == "onnx":
             self._write_onnx(path, text)
         else:
@@ -97,6 +127,15 @@ class Recorder:
         found = _detect(model, inputs)
         values = (found.get(name) for name in self.outputs)
         return tuple(value.tensor if isinstance(value, Boxes) else value for value in values)
+
+    def _write_torch_export(self, path: Path, text: str) -> None:
+        from .symbolic import exported_program  # by what only newer versions of PyTorch have
+
+        model = self._adapter.model
+        program = exported_program(
+            lambda image: self._infer(model, [{"image": image}]), model, self._example
+        )
+        torch.export.save(program, path, extra_files={KEY: text})
 
     def _write_onnx(self, path: Path, text: str) -> None:
         onnx = _imported("onnx", "onnx")

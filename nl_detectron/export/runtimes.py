@@ -74,8 +74,28 @@ def open_torchscript(path: Path) -> tuple[Graph, str | None]:
     return run, text if isinstance(text, str) else text.decode()
 
 
+def open_torch_export(path: Path) -> tuple[Graph, str | None]:
+    """The graph as PyTorch's ``torch.export`` has it, and the metadata's text."""
+    import torchvision  # noqa: F401  # of whose operators some are in the graph
+
+    extra = {KEY: ""}
+    with _reading(path, "PyTorch"):
+        module = torch.export.load(path, extra_files=extra).module()
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [output.numpy() for output in module(torch.from_numpy(image))]
+
+    return run, extra[KEY]
+
+
 # By the ending of the file's name
-RUNTIMES = {".onnx": open_onnx, ".xml": open_openvino, ".torchscript": open_torchscript}
+RUNTIMES = {
+    ".onnx": open_onnx,
+    ".xml": open_openvino,
+    ".torchscript": open_torchscript,
+    ".pt2": open_torch_export,
+}
 
 
 def is_exported(path: str | Path) -> bool:

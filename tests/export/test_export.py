@@ -1,10 +1,11 @@
 """Whole detectors as files: they give what the model gives, or they are not written."""
 
+import functools
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,19 +17,13 @@ from nl_detectron.checkpoint import NonLocalCheckpointer
 from nl_detectron.errors import UsageError
 from nl_detectron.export import Export, ExportedModel, export_model
 from nl_detectron.export import export as export_module
-from nl_detectron.export.parity import Difference
+from nl_detectron.export.parity import Difference, generated_images
 from tests.fixtures import QUICK
 from tests.models import ZOO, base_cfg, leave_zero_start, make_non_local, settle, zoo_cfg
 
-PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino"), "torchscript": ()}
+from .formats import needs
+
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-
-
-def needs(format: str) -> None:
-    for package in PACKAGES[format]:
-        pytest.importorskip(
-            package, reason=f"{package} is not installed: pip install nl_detectron[{format}]"
-        )
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +100,22 @@ def test_a_file_shows_no_attention(exported, picture):
         Predictor(exported.path).attention(picture)
 
 
-@pytest.mark.parametrize("format", ["torchscript", "openvino"])
-def test_other_formats(format, weights, tmp_path, picture):
-    needs(format)
-    result = export_model(
-        weights["shapes"], tmp_path, format=format, images=[cv2.imread(str(picture))]
-    )
+@pytest.fixture(scope="module")
+def shapes(weights, tmp_path_factory):
+    """The model of shapes as a file of a format, of which each is written once."""
+
+    @functools.cache
+    def export(format: str) -> Export:
+        needs(format)
+        folder, images = tmp_path_factory.mktemp(format), generated_images(people=False, count=1)
+        return export_model(weights["shapes"], folder, format=format, images=images)
+
+    return export
+
+
+@pytest.mark.parametrize("format", ["torchscript", "torch-export", "openvino"])
+def test_other_formats(format, shapes, weights, picture):
+    result = shapes(format)
     assert result.passes and len(result.differences) == 4
     expected = Predictor(weights["shapes"], confidence_threshold=0.1)(picture)
     found = Predictor(result.path, confidence_threshold=0.1)(picture)
@@ -118,17 +123,38 @@ def test_other_formats(format, weights, tmp_path, picture):
     torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("format", ["torchscript", "onnx"])
-@pytest.mark.parametrize("name", ["mask", "keypoint", "c4", "dc5", "retinanet", "cascade"])
-def test_architectures(name, format, tmp_path, monkeypatch):
-    """Of Detectron2's zoo with blocks, from random weights with settled norms."""
-    needs(format)
-    monkeypatch.setitem(ZOO, "cascade", "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml")
-    cfg = zoo_cfg(name)
+ARCHITECTURES = ("mask", "keypoint", "c4", "dc5", "retinanet", "cascade")
+SYMBOLIC = ("keypoint", "retinanet")  # torch.export takes half a minute for each
+
+
+@pytest.fixture(scope="module")
+def architecture(request, tmp_path_factory):
+    """A checkpoint of Detectron2's zoo with blocks, from random weights with settled norms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ZOO, "cascade", "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml")
+        cfg = zoo_cfg(request.param)
     make_non_local(cfg)
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 160, 240
-    result = export_model(saved(cfg, tmp_path), tmp_path, format=format)
+    torch.manual_seed(0)
+    return saved(cfg, tmp_path_factory.mktemp(request.param)), cfg.MODEL.KEYPOINT_ON
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "format"),
+    [
+        (name, format)
+        for name in ARCHITECTURES
+        for format in ("torchscript", "torch-export", "onnx")
+        if format != "torch-export" or name in SYMBOLIC
+    ],
+    indirect=["architecture"],
+)
+def test_architectures(architecture, format, tmp_path):
+    needs(format)
+    weights, people = architecture
+    images = generated_images(people=people, count=1)
+    result = export_model(weights, tmp_path, format=format, images=images)
     # Random weights see nothing in a blank image, and its equal scores are in no order.
     for found in result.differences[:-1]:
         # Nor are their masks more than a few pixels, of which one may be at the threshold.
@@ -146,7 +172,13 @@ def saved(cfg, folder, *, trained: bool = True):
     return folder / "model_final.pth"
 
 
-def test_a_file_that_differs_is_removed(weights, tmp_path, tool, monkeypatch):
+def test_a_file_that_differs_is_removed(weights, shapes, tmp_path, tool, monkeypatch):
+    written = shapes("torchscript").path
+
+    def write(self, format, folder, *_):
+        return Path(shutil.copy(written, folder))
+
+    monkeypatch.setattr(export_module.Recorder, "write", write)
     wrong = Difference("1, 8 x 8", (2, 2), same_classes=True, boxes=0.5, scores=0.0)
     monkeypatch.setattr(export_module, "compare", lambda *_: [wrong])
     arguments = ("--weights", weights["shapes"], "--output", tmp_path, "--format", "torchscript")
@@ -158,8 +190,10 @@ def test_a_file_that_differs_is_removed(weights, tmp_path, tool, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--format", "tflite"), "--format must be one of onnx, openvino, torchscript"),
-        (("--format", "torch-export"), "--format torch-export: torch.export refuses"),
+        (
+            ("--format", "tflite"),
+            "--format must be one of onnx, openvino, torchscript, torch-export, got 'tflite'",
+        ),
         (("--weights", "gone.pth"), "--weights gone.pth does not exist"),
         (("--confidence-threshold", 2), "--confidence-threshold must be from 0 to 1, got 2"),
         (("--output", "/proc/none"), "--output /proc/none cannot be written"),
@@ -201,8 +235,13 @@ def test_files_that_are_none_of_ours(exported, tmp_path):
         Predictor(tmp_path / "other.onnx")
 
 
-def test_files_cut_in_half_are_one_line(weights, picture, tmp_path, tool):
-    path = export_model(weights["shapes"], tmp_path, format="torchscript").path
+@pytest.mark.parametrize("name", ["model.torchscript", "model.pt2"])
+def test_files_cut_in_half_are_one_line(name, picture, tmp_path, tool):
+    path, model, image = tmp_path / name, torch.nn.ReLU(), torch.zeros(3, 8, 8)
+    if path.suffix == ".pt2":
+        torch.export.save(torch.export.export(model, (image,)), path)
+    else:
+        torch.jit.trace(model, (image,)).save(path)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     arguments = ("--weights", path, "--input", picture, "--output", tmp_path / "out")
@@ -212,9 +251,10 @@ def test_files_cut_in_half_are_one_line(weights, picture, tmp_path, tool):
 
 
 @pytest.mark.parametrize("cut", ["model.xml", "model.bin"])
-def test_openvino_files_cut_in_half(cut, weights, tmp_path):
-    needs("openvino")
-    path = export_model(weights["shapes"], tmp_path, format="openvino").path
+def test_openvino_files_cut_in_half(cut, shapes, tmp_path):
+    path = shapes("openvino").path
+    shutil.copy(path.with_suffix(".bin"), tmp_path)
+    path = Path(shutil.copy(path, tmp_path))
     data = (tmp_path / cut).read_bytes()
     (tmp_path / cut).write_bytes(data[: len(data) // 2])
     with pytest.raises(UsageError, match="damaged, or cut off"):
