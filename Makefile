@@ -2,7 +2,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports, which is a small part of what is installed.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 STAMP = $(VENV)/.nl_detectron-is-set-up
 
 .PHONY: setup demo evidence test soak docs

@@ -167,7 +167,7 @@ def run_all(runs: Sequence[Run], output: Path, *, workers: int | None = None) ->
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
-            process.terminate()
+            process.kill()  # a trainer that is asked to end would, and the next run begin
         raise
     pool.shutdown()
 
