@@ -29,13 +29,58 @@ def test_models_are_of_the_zoo():
     assert set(MODELS.values()) <= set(list_configs())
 
 
+# In the ResNet, the pyramid and the heads of boxes, masks and keypoints: every kind of block, and
+# what only another place or option has
+EVERYWHERE = (
+    (
+        ("DisentangledNonLocalBlock", {"POSITION": "before_sum"}),
+        ("AsymmetricNonLocalBlock", {"ADD_MEAN": True}),
+        ("CrissCrossBlock", {"RECURRENCE": 1}),
+        ("EfficientAttentionBlock", {}),
+        ("EMABlock", {}),
+    ),
+    (
+        ("LatentGNNBlock", {"NODES": 16}),
+        ("CrissCrossBlock", {}),
+        ("SimplifiedNonLocalBlock", {}),
+        ("GlobalContextBlock", {}),
+        ("NonLocalBlock", {"PAIRWISE": "concatenation"}),
+    ),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "format"), [("mask", "onnx"), ("retinanet", "torchscript")])
 def test_narrow_models_are_the_same_as_files(name, format):
+    assert_the_same(name, narrow_cfg(name), format)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", EVERYWHERE)
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_models_with_every_kind_of_block_everywhere(kinds, format):
+    cfg = narrow_cfg("mask")
+    model = cfg.MODEL
+    model.BACKBONE.NAME = "build_non_local_pyramid_resnet_fpn_backbone"
+    model.KEYPOINT_ON = True
+    heads = (model.ROI_BOX_HEAD, model.ROI_MASK_HEAD, model.ROI_KEYPOINT_HEAD)
+    for head, kind in zip(heads, ("Box", "Mask", "Keypoint"), strict=True):
+        head.NAME = f"NonLocal{kind}Head"
+    model.ROI_BOX_HEAD.NUM_CONV, model.ROI_BOX_HEAD.CONV_DIM = 2, 32
+    model.ROI_KEYPOINT_HEAD.CONV_DIMS = [32] * 2
+    nodes = (model.NON_LOCAL, model.FPN.NON_LOCAL, *(head.NON_LOCAL for head in heads))
+    for node, (block, options) in zip(nodes, kinds, strict=True):
+        node.update(BLOCK=block, **options)
+    for head in heads:
+        head.NON_LOCAL.AFTER = [2]
+    assert_the_same("mask", cfg, format)
+
+
+def assert_the_same(name, cfg, format):
     if format == "onnx":
         pytest.importorskip("onnx")
         pytest.importorskip("onnxruntime")
-    itself, exported = rows(name, narrow_cfg(name), [format])
+    itself, exported = rows(name, cfg, [format])
     assert itself.format == ITSELF and exported.format == format
     assert len(exported.differences) == 4 and exported.passes
     assert sum(row.counts[0] for row in exported.differences) > 20
