@@ -1,5 +1,6 @@
 """The table of exported files beside their models, in a short form."""
 
+import itertools
 import sys
 
 import pytest
@@ -56,8 +57,13 @@ def test_narrow_models_are_the_same_as_files(name, format):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kinds", EVERYWHERE)
-@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+@pytest.mark.parametrize(
+    ("kinds", "format"),
+    [
+        *itertools.product(EVERYWHERE, ("onnx", "torchscript")),
+        (EVERYWHERE[0], "torch-export"),  # which takes a minute
+    ],
+)
 def test_models_with_every_kind_of_block_everywhere(kinds, format):
     cfg = narrow_cfg("mask")
     model = cfg.MODEL
