@@ -1,7 +1,6 @@
 """What models are trained to do: where the answer lies far away."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from .measures import JOINTS, TARGETS, Measure
@@ -19,7 +18,6 @@ class Task:
         num_classes: of the datasets.
         train, test: names of datasets.
         iterations: of a training.
-        options: what the task changes in ``config``, as KEY: value.
         config: a file.
         measure: what counts.
         seeds: of its trainings; they were used in choosing no setting of the task.
@@ -30,7 +28,6 @@ class Task:
     train: tuple[str, ...]
     test: str
     iterations: int
-    options: Mapping[str, object] = field(default_factory=dict)
     config: Path = CONFIGS / "far_cue.yaml"
     measure: Measure = TARGETS
     seeds: tuple[int, ...] = (501, 502, 503, 504, 505)
@@ -47,13 +44,6 @@ TASKS = {
         ("far_cue_lone_key_train", "far_cue_matching_key_train"),
         "far_cue_matching_key_val",
         900,
-        # Its targets have eight classes: more samples of them
-        {
-            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
-            "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.75,
-            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 3,
-            "SOLVER.CLIP_GRADIENTS.ENABLED": False,
-        },
     ),
     "hidden_legs": Task(
         "Hidden legs",

@@ -185,7 +185,6 @@ def options(variant: str, task: str, seed: int) -> dict[str, object]:
         "MODEL.ROI_HEADS.NUM_CLASSES": TASKS[task].num_classes,
         "SOLVER.MAX_ITER": TASKS[task].iterations,
         "SEED": seed,
-        **TASKS[task].options,
         **VARIANTS[variant].options,
     }
 

@@ -18,7 +18,7 @@ def quick_project(tmp_path):
     copy = tmp_path / "project"
     shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns("docs", "tests", "__pycache__"))
     for name, old, new in (
-        ("far_cue/tasks.py", '"far_cue_one_key_val", 400', '"far_cue_one_key_val", 250'),
+        ("far_cue/tasks.py", '"far_cue_one_key_val", 400', '"far_cue_one_key_val", 200'),
         ("configs/far_cue.yaml", "EVAL_PERIOD: 200", "EVAL_PERIOD: 0"),
     ):
         text = (copy / name).read_text()
