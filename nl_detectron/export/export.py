@@ -83,18 +83,19 @@ def export_model(
     Raises:
         UsageError: naming the argument that cannot work.
     """
-    check_format(format)
-    if int8:
-        check_quantizable(format, images)
-    folder = Path(output)
-    cfg, model, known = _load(str(weights), config, opts, confidence_threshold, trust)
-    check_output_dir("output", str(folder))
-    images = list(images) or generated_images(people=cfg.MODEL.KEYPOINT_ON)
-    recorder = Recorder(model, model_input(cfg, images[0]))
-    calibration = [model_input(cfg, image).numpy() for image in images[:MOST_IMAGES] if int8]
-    precision = "int8" if int8 else "float32"
-    metadata = describe(cfg, recorder.outputs, known, precision=precision)
-    path = recorder.write(format, folder, metadata, calibration)
+    images = list(images)
+    path, cfg, model = write_file(
+        weights,
+        output,
+        format=format,
+        config=config,
+        opts=opts,
+        confidence_threshold=confidence_threshold,
+        images=images,
+        int8=int8,
+        trust=trust,
+    )
+    images = images or generated_images(people=cfg.MODEL.KEYPOINT_ON)
     model_and_file = (predictor(cfg, model), predictor(cfg, ExportedModel(path)))
     if int8:
         result = Export(path, agreements=agreements(*model_and_file, images))
@@ -104,6 +105,33 @@ def export_model(
         path.unlink()
         path.with_suffix(".bin").unlink(missing_ok=True)  # OpenVINO's weights
     return result
+
+
+def write_file(
+    weights: str | Path,
+    output: str | Path,
+    *,
+    format: str,
+    config: str | Path | None = None,
+    opts: Sequence[str] = (),
+    confidence_threshold: float | None = None,
+    images: Sequence[np.ndarray] = (),
+    int8: bool = False,
+    trust: bool = False,
+) -> tuple[Path, CfgNode, nn.Module]:
+    """What :func:`export_model` does, unchecked: the file, the config and the model of it."""
+    check_format(format)
+    if int8:
+        check_quantizable(format, images)
+    folder = Path(output)
+    cfg, model, known = _load(str(weights), config, opts, confidence_threshold, trust)
+    check_output_dir("output", str(folder))
+    images = images or generated_images(people=cfg.MODEL.KEYPOINT_ON, count=1)
+    recorder = Recorder(model, model_input(cfg, images[0]))
+    calibration = [model_input(cfg, image).numpy() for image in images[:MOST_IMAGES] if int8]
+    precision = "int8" if int8 else "float32"
+    metadata = describe(cfg, recorder.outputs, known, precision=precision)
+    return recorder.write(format, folder, metadata, calibration), cfg, model
 
 
 def _load(
