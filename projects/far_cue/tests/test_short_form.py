@@ -1,36 +1,20 @@
 """The whole experiment in a short form, by the command that does it."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import cv2
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+RUN = Path(__file__).resolve().parents[1] / "run.py"
 VARIANTS = ("plain", "dot_product")
 
 
-@pytest.fixture
-def quick_project(tmp_path):
-    """The project with shorter trainings of the easier task, evaluated once."""
-    copy = tmp_path / "project"
-    shutil.copytree(PROJECT, copy, ignore=shutil.ignore_patterns("docs", "tests", "__pycache__"))
-    for name, old, new in (
-        ("far_cue/tasks.py", '"far_cue_one_key_val", 400', '"far_cue_one_key_val", 200'),
-        ("configs/far_cue.yaml", "EVAL_PERIOD: 200", "EVAL_PERIOD: 0"),
-    ):
-        text = (copy / name).read_text()
-        assert text.count(old) == 1
-        (copy / name).write_text(text.replace(old, new))
-    return copy
-
-
 @pytest.mark.slow
-def test_only_the_model_with_a_block_sees_the_key(python, tmp_path, generated_sets, quick_project):
-    """From elsewhere, with one seed; run again, it finds all done."""
-    command = [str(python), str(quick_project / "run.py"), "--output", str(tmp_path / "out")]
+def test_only_the_model_with_a_block_sees_the_key(python, tmp_path, generated_sets):
+    """From elsewhere, on the easier task with one seed; run again, it finds all done."""
+    command = [str(python), str(RUN), "--output", str(tmp_path / "out")]
     command += ["--tasks", "one_key", "--seeds", "7", "--variants", *VARIANTS]
     for number in (1, 2):
         result = subprocess.run(
@@ -44,7 +28,7 @@ def test_only_the_model_with_a_block_sees_the_key(python, tmp_path, generated_se
     for variant in VARIANTS:
         folder = tmp_path / "out/one_key" / variant / "seed_7"
         found[variant] = json.loads((folder / "result.json").read_text())
-        assert found[variant]["targets_found"] > 50 and found[variant]["key_AP"] > 50
+        assert found[variant]["targets_found"] > 75 and found[variant]["key_AP"] > 60
         records = (folder / "metrics.json").read_text()
         assert ("non_local/res4.nl4/output_ratio" in records) == (variant != "plain")
     assert 40 < found["plain"]["target_accuracy"] < 60
