@@ -1,7 +1,7 @@
 """One checkpoint by each backend and precision that there is for it, on the CPU."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from detectron2.data.detection_utils import read_image
 
 from nl_detectron.errors import UsageError
 from nl_detectron.export import ExportedModel, table
-from nl_detectron.export.export import predictor, write_file
-from nl_detectron.export.parity import compare
+from nl_detectron.export.export import load, predictor, write_file
+from nl_detectron.export.parity import difference
 from nl_detectron.inference import Predictor
 
 from .measure import alternate
@@ -50,10 +50,7 @@ def backends_table(
         predictors["PyTorch", dtype] = Predictor(
             weights, device="cpu", dtype=dtype, confidence_threshold=threshold
         )
-    for format, precision in FILES:
-        predictors[NAMES[format], precision] = _exported(
-            weights, images, format, precision, threshold
-        )
+    predictors.update(_exported(weights, images, threshold))
     there = {name: made for name, made in predictors.items() if made is not None}
     stock = partial(loop, images)
     one_by_one, stream = (
@@ -83,35 +80,36 @@ def backends_table(
 
 
 def _exported(
-    weights: Path, images: Sequence[Path], format: str, precision: str, threshold: float
-) -> Predictor | None:
-    """The predictor of a file in this format; None if it cannot be made here.
+    weights: Path, images: Sequence[Path], threshold: float
+) -> Iterator[tuple[tuple[str, str], Predictor | None]]:
+    """The predictor of a file in each format and precision; None if it cannot be made here.
 
     Random weights see as much in a blank image as in others, in no order, and say nothing of what
     int8 loses. So the parity of :func:`nl_detectron.export.export_model` is not asked for, but in
     float32 the same detections in the images that are timed.
     """
-    int8 = precision == "int8"
+    cfg, model, known = load(str(weights), threshold=threshold)
     pixels = [read_image(str(file), format="BGR") for file in images]
-    try:
-        path, cfg, model = write_file(
-            weights,
-            weights.parent / f"{format}_{precision}",
-            format=format,
-            confidence_threshold=threshold,
-            images=pixels if int8 else pixels[:1],
-            int8=int8,
-        )
-    except UsageError:  # its packages are not installed
-        return None
-    if not int8:
-        sides = predictor(cfg, model), predictor(cfg, ExportedModel(path))
-        named = [(file.name, image) for file, image in zip(images, pixels, strict=True)]
-        differences = compare(*sides, named)
-        if not all(difference.passes for difference in differences):
-            warnings.warn(f"{path} differs from its model:\n{table(differences)}", stacklevel=2)
-            return None
-    return Predictor(path, confidence_threshold=threshold)
+    expected = [predictor(cfg, model)(image) for image in pixels]
+    for format, precision in FILES:
+        name, int8 = (NAMES[format], precision), precision == "int8"
+        folder = weights.parent / f"{format}_{precision}"
+        folder.mkdir()
+        try:
+            path = write_file(cfg, model, known, folder, format, pixels, int8=int8)
+            exported = ExportedModel(path)
+        except UsageError:  # its packages are not installed
+            yield name, None
+            continue
+        if not int8:
+            found = map(predictor(cfg, exported), pixels)
+            names = (file.name for file in images)
+            differences = list(map(difference, names, expected, found))
+            if not all(one.passes for one in differences):
+                warnings.warn(f"{path} differs from its model:\n{table(differences)}", stacklevel=2)
+                yield name, None
+                continue
+        yield name, Predictor(path, confidence_threshold=threshold)
 
 
 def _one_by_one(predictor: Predictor, images: Sequence[Path]) -> None:

@@ -13,21 +13,10 @@ from nl_detectron.errors import UsageError
 from nl_detectron.export.parity import Difference
 from nl_detectron.model_zoo import list_configs
 from tests.examples import example
+from tests.export.formats import needs
 from tests.models import make_narrow
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-
-
-def narrow_cfg(name: str):
-    cfg = make_narrow(coco_cfg(name), stem=16, res2=32, width=8)
-    cfg.MODEL.FPN.OUT_CHANNELS = 32
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 160
-    return cfg
-
-
-def test_models_are_of_the_zoo():
-    assert set(MODELS.values()) <= set(list_configs())
 
 
 # In the ResNet, the pyramid and the heads of boxes, masks and keypoints: every kind of block, and
@@ -48,6 +37,18 @@ EVERYWHERE = (
         ("NonLocalBlock", {"PAIRWISE": "concatenation"}),
     ),
 )
+
+
+def narrow_cfg(name: str):
+    cfg = make_narrow(coco_cfg(name), stem=16, res2=32, width=8)
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 160
+    return cfg
+
+
+def test_models_are_of_the_zoo():
+    assert set(MODELS.values()) <= set(list_configs())
 
 
 @pytest.mark.slow
@@ -83,9 +84,7 @@ def test_models_with_every_kind_of_block_everywhere(kinds, format):
 
 
 def assert_the_same(name, cfg, format):
-    if format == "onnx":
-        pytest.importorskip("onnx")
-        pytest.importorskip("onnxruntime")
+    needs(format)
     itself, exported = rows(name, cfg, [format])
     assert itself.format == ITSELF and exported.format == format
     assert len(exported.differences) == 4 and exported.passes

@@ -83,19 +83,13 @@ def export_model(
     Raises:
         UsageError: naming the argument that cannot work.
     """
-    images = list(images)
-    path, cfg, model = write_file(
-        weights,
-        output,
-        format=format,
-        config=config,
-        opts=opts,
-        confidence_threshold=confidence_threshold,
-        images=images,
-        int8=int8,
-        trust=trust,
-    )
-    images = images or generated_images(people=cfg.MODEL.KEYPOINT_ON)
+    check_format(format)
+    if int8:
+        check_quantizable(format, images)
+    cfg, model, known = load(str(weights), config, opts, confidence_threshold, trust)
+    check_output_dir("output", str(output))
+    images = list(images) or generated_images(people=cfg.MODEL.KEYPOINT_ON)
+    path = write_file(cfg, model, known, Path(output), format, images, int8=int8)
     model_and_file = (predictor(cfg, model), predictor(cfg, ExportedModel(path)))
     if int8:
         result = Export(path, agreements=agreements(*model_and_file, images))
@@ -108,38 +102,34 @@ def export_model(
 
 
 def write_file(
-    weights: str | Path,
-    output: str | Path,
-    *,
+    cfg: CfgNode,
+    model: nn.Module,
+    known: Metadata,
+    folder: Path,
     format: str,
-    config: str | Path | None = None,
-    opts: Sequence[str] = (),
-    confidence_threshold: float | None = None,
-    images: Sequence[np.ndarray] = (),
+    images: Sequence[np.ndarray],
+    *,
     int8: bool = False,
-    trust: bool = False,
-) -> tuple[Path, CfgNode, nn.Module]:
-    """What :func:`export_model` does, unchecked: the file, the config and the model of it."""
-    check_format(format)
-    if int8:
-        check_quantizable(format, images)
-    folder = Path(output)
-    cfg, model, known = _load(str(weights), config, opts, confidence_threshold, trust)
-    check_output_dir("output", str(folder))
-    images = images or generated_images(people=cfg.MODEL.KEYPOINT_ON, count=1)
+) -> Path:
+    """Writes what :func:`load` gives, unchecked.
+
+    Args:
+        cfg, model, known: of :func:`load`.
+        folder, format, images, int8: see :func:`export_model`; there is an image.
+    """
     recorder = Recorder(model, model_input(cfg, images[0]))
     calibration = [model_input(cfg, image).numpy() for image in images[:MOST_IMAGES] if int8]
     precision = "int8" if int8 else "float32"
     metadata = describe(cfg, recorder.outputs, known, precision=precision)
-    return recorder.write(format, folder, metadata, calibration), cfg, model
+    return recorder.write(format, folder, metadata, calibration)
 
 
-def _load(
+def load(
     weights: str,
-    config: str | Path | None,
-    opts: Sequence[str],
-    threshold: float | None,
-    trust: bool,
+    config: str | Path | None = None,
+    opts: Sequence[str] = (),
+    threshold: float | None = None,
+    trust: bool = False,
 ) -> tuple[CfgNode, nn.Module, Metadata]:
     """The config, the plain model in evaluation mode on the CPU, and its names of things."""
     if "://" not in weights and not os.path.isfile(weights):

@@ -6,13 +6,14 @@ of 1333 pixels a coordinate is rounded to 0.008 pixels there, by which boxes who
 the threshold stay or go.
 """
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.ops import boxes as box_ops
+
+from .stand_ins import replaced
 
 LOWEST = torch.finfo(torch.float32).min  # the score of a box in classes that are not its own
 
@@ -65,11 +66,6 @@ class _NonMaxSuppression(torch.autograd.Function):
         return g.op("Gather", rows, constant(2, torch.int64), axis_i=1)
 
 
-@contextlib.contextmanager
-def recordable_nms() -> Iterator[None]:
+def recordable_nms() -> AbstractContextManager[None]:
     """Within it Detectron2's models use :func:`batched_nms`."""
-    own, box_ops.batched_nms = box_ops.batched_nms, batched_nms
-    try:
-        yield
-    finally:
-        box_ops.batched_nms = own
+    return replaced(box_ops, "batched_nms", batched_nms)

@@ -31,8 +31,6 @@ FORMATS = {
     "torchscript": "model.torchscript",
     "torch-export": "model.pt2",
 }
-
-
 # PyTorch whose torch.export records detectors
 TORCH_EXPORT_SINCE = "2.12"
 

@@ -26,6 +26,7 @@ from torchvision.ops import boxes as box_ops
 
 from ..errors import UsageError
 from ..modeling.padding import MaskingResNet
+from .stand_ins import replaced
 
 
 def exported_program(
@@ -84,7 +85,7 @@ def symbolic() -> Iterator[None]:
             # PyTorch's own asks whether the size of a pooled map was odd
             (_meta_registrations, "div_rtn", operator.floordiv),
         ):
-            stack.enter_context(_replaced(owner, name, replacement))
+            stack.enter_context(replaced(owner, name, replacement))
         stack.enter_context(patch_builtin_len(["detectron2.structures.instances"]))
         # Otherwise maps of one row or column, as other examples have, are refused
         oblivious = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
@@ -92,20 +93,6 @@ def symbolic() -> Iterator[None]:
         stack.enter_context(FiniteBoxes())
         stack.enter_context(torch.no_grad())
         yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
-    """An attribute of a module or class is another one; a built-in function is hidden by it."""
-    own = vars(owner).get(name)
-    setattr(owner, name, replacement)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
 
 
 class FiniteBoxes(TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""What a format needs to be written and run, of which a machine may lack something."""
+"""What a format or extra needs to be written and run, of which a machine may lack something."""
 
 import pytest
 
@@ -7,11 +7,12 @@ PACKAGES = {
     "openvino": ("onnx", "openvino"),
     "torchscript": (),
     "torch-export": (),
+    "int8": ("onnx", "openvino", "nncf"),
 }
 
 
 def needs(format: str) -> None:
-    """Skips a test where this format cannot be had."""
+    """Skips a test where this cannot be had."""
     for package in PACKAGES[format]:
         pytest.importorskip(
             package, reason=f"{package} is not installed: pip install nl_detectron[{format}]"

@@ -22,6 +22,8 @@ from nl_detectron.inference.optimize import OUTPUT_LAYERS
 from tests.fixtures import QUICK
 from tests.models import base_cfg, leave_zero_start, settle
 
+from .formats import needs
+
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
 
@@ -74,13 +76,6 @@ def test_linear_layers_become_convolutions_of_the_same_values():
     torch.testing.assert_close(layers["fc1"](x), expected)
 
 
-def needs_nncf() -> None:
-    for package in ("onnx", "openvino", "nncf"):
-        pytest.importorskip(
-            package, reason=f"{package} is not installed: pip install nl_detectron[int8]"
-        )
-
-
 @pytest.fixture(scope="module")
 def weights_with_norms(tmp_path_factory) -> Path:
     """Of random weights whose activations have a range at all."""
@@ -97,7 +92,7 @@ def weights_with_norms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def export(weights_with_norms, tmp_path_factory):
-    needs_nncf()
+    needs("int8")
     images = generated_images(people=True, count=3)
     folder = tmp_path_factory.mktemp("int8")
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,8 @@ from torchvision.ops import boxes as box_ops
 
 from nl_detectron.export.nms import recordable_nms
 
+from .formats import needs
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 THRESHOLD = 0.5
 
@@ -50,8 +52,9 @@ def traced():
 
 
 def in_onnx(folder):
-    pytest.importorskip("onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
+    needs("onnx")
+    import onnxruntime
+
     path = str(folder / "nms.onnx")
     names = ["boxes", "scores", "classes"]
     with recordable_nms():
