@@ -2,22 +2,26 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Python compiles what it imports, which is a small part of what is installed.
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL = $(PIP) install --no-compile
 STAMP = $(VENV)/.nl_detectron-is-set-up
 
 .PHONY: setup demo evidence test soak docs
 
 setup: $(STAMP)
 
-# The snapshot is only for environments in which no Detectron2 is installed.
+# Files at the same time, which is half of the time: what the second lot needs is named in it, or in
+# base.txt. The snapshot is only for environments in which no Detectron2 is installed.
 $(STAMP): $(wildcard requirements/*.txt) setup.py pyproject.toml dev/install_snapshot.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements/base.txt -r requirements/app.txt -r requirements/docs.txt \
-		-r requirements/export.txt
-	$(PIP) --no-deps -r requirements/peers.txt
+	$(INSTALL) -r requirements/base.txt & base=$$!; \
+	$(INSTALL) --no-deps -r requirements/app.txt -r requirements/docs.txt \
+		-r requirements/export.txt; others=$$?; wait $$base && exit $$others
+	$(PIP) check
+	$(INSTALL) --no-deps -r requirements/peers.txt
 	$(BIN)/python dev/install_snapshot.py
-	$(PIP) --no-deps --no-build-isolation --editable .
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup
@@ -32,8 +36,9 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/mypy & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+		--dist worksteal; tests=$$?; wait $$types && exit $$tests
 
 # Up to an hour
 soak: setup

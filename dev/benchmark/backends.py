@@ -19,11 +19,17 @@ from .table import NOT_MEASURED, Table, dtypes, text_of
 TITLE = "Backends and precisions"
 FILES = (
     ("torchscript", "float32"),
+    ("torch-export", "float32"),
     ("onnx", "float32"),
     ("openvino", "float32"),
     ("openvino", "int8"),
 )
-NAMES = {"torchscript": "TorchScript", "onnx": "onnxruntime", "openvino": "OpenVINO"}
+NAMES = {
+    "torchscript": "TorchScript",
+    "torch-export": "torch.export",
+    "onnx": "onnxruntime",
+    "openvino": "OpenVINO",
+}
 
 
 def backends_table(

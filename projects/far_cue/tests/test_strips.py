@@ -1,5 +1,6 @@
 import functools
 
+import cv2
 import numpy as np
 import pytest
 
@@ -93,6 +94,39 @@ def test_one_key_tells_the_class_of_all_targets(scenes):
             assert np.ptp(scene.image[target.mask].mean(axis=0)) < 12  # white or grey
         answers.append(key.category_id)
     assert 0.35 < np.mean(np.array(answers) == 1) < 0.65
+
+
+class OtherAnswer:
+    """A generator's choices but for the one among two answers."""
+
+    def __init__(self, seed: list[int]):
+        self._rng = np.random.default_rng(seed)
+
+    def __getattr__(self, name: str):
+        return getattr(self._rng, name)
+
+    def integers(self, *limits: int) -> int:
+        drawn = self._rng.integers(*limits)
+        return 1 - drawn if limits == (2,) else drawn
+
+
+def test_nothing_but_the_key_tells_the_answer(scenes):
+    """The same strip with the other answer differs within the key alone, pixel for pixel.
+
+    So who does not see that far is at chance, as test_receptive_field.py finds of models.
+    """
+    for i, (scene, [key], targets) in enumerate(scenes("one_key")):
+        other = draw_one_key(OtherAnswer([11, i]), STRIP_SIZE)
+        assert [x.category_id for x in other.instances] == [
+            x.category_id + (1 if key.category_id == 1 else -1) for x in (key, *targets)
+        ]
+        differs = (scene.image != other.image).any(axis=2)
+        assert differs.any() and not (differs & ~dilated(key.mask)).any()
+
+
+def dilated(mask: np.ndarray) -> np.ndarray:
+    """With the pixels beside it, which may be covered in part."""
+    return cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
 
 
 @pytest.mark.parametrize("kind", ["lone_key", "matching_key"])
