@@ -1,3 +1,5 @@
+import os
+
 from .fixtures import (  # noqa: F401
     browser,
     generated_sets,
@@ -14,9 +16,16 @@ from .people_results import truth  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    """Long tests come first, the projects' before all: none is left with one of them at the end."""
+    """Each process begins with its share of the long tests: none has one of them left at the end.
 
-    def late(item: object) -> tuple[bool, bool]:
-        return item.get_closest_marker("slow") is None, "projects" not in item.path.parts
-
-    items.sort(key=late)
+    xdist gives them equal parts in this order, and who is done takes from the ends of the others.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    long = [item for item in items if item.get_closest_marker("slow")]
+    short = [item for item in items if not item.get_closest_marker("slow")]
+    items[:] = [
+        item
+        for process in range(processes)
+        for some in (long, short)
+        for item in some[len(some) * process // processes : len(some) * (process + 1) // processes]
+    ]
