@@ -11,8 +11,8 @@ STAMP = $(VENV)/.nl_detectron-is-set-up
 
 setup: $(STAMP)
 
-# Files at the same time, which is half of the time: what the second lot needs is named in it, or in
-# base.txt. The snapshot is only for environments in which no Detectron2 is installed.
+# Two lists at once, each on a core: what the second needs is named in it or in base.txt. The snapshot
+# is only for environments in which no Detectron2 is installed.
 $(STAMP): $(wildcard requirements/*.txt) setup.py pyproject.toml dev/install_snapshot.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -r requirements/base.txt & base=$$!; \
