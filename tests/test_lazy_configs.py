@@ -104,7 +104,7 @@ def test_is_built_as_the_model_of_the_yaml_config(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if "R_50_FPN_nl_" in name])
+@pytest.mark.parametrize("name", [name for name in NAMES if "R_50" in name])
 def test_is_the_model_of_the_yaml_config(name):
     cfg = model_zoo.get_config(name.replace(".py", ".yaml"))
     cfg.MODEL.DEVICE = "cpu"

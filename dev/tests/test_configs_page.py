@@ -38,14 +38,17 @@ def test_the_page_has_a_row_for_each_config():
 
 
 @pytest.mark.slow
-def test_a_row_of_the_page_is_what_the_command_prints(monkeypatch):
+@pytest.mark.parametrize(
+    "name", [ROW, "Detectron1-Comparisons/keypoint_rcnn_R_50_FPN_nl_head_1x.yaml"]
+)
+def test_the_page_is_what_the_command_prints(name, monkeypatch):
     # Half of the time goes into comparing 80,000 boxes of which NMS, at its threshold of 1, leaves
     # out none.
     monkeypatch.setattr(
         "detectron2.modeling.roi_heads.fast_rcnn.batched_nms",
         lambda boxes, scores, classes, threshold: scores.argsort(descending=True, stable=True),
     )
-    assert list(table_row(ROW, {}).values()) == written_rows()[ROW]
+    assert list(table_row(name, {}).values()) == written_rows()[name]
 
 
 @pytest.mark.slow

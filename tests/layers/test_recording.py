@@ -64,10 +64,7 @@ def in_onnxruntime(file: io.BytesIO):
 
 
 def all_forms(dimension: int) -> SideBySide:
-    """Each function with and without sub-sampling; along a line half of that, in space the rest."""
-    forms = list(itertools.product(PAIRWISE_FUNCTIONS, (False, True)))
-    if dimension != 2:  # recording takes seconds for each
-        forms = [(f, bool((i + dimension // 3) % 2)) for i, f in enumerate(PAIRWISE_FUNCTIONS)]
+    forms = itertools.product(PAIRWISE_FUNCTIONS, (False, True))
     return SideBySide(random_block(*form, dimension) for form in forms).eval()
 
 

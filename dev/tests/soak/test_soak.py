@@ -7,14 +7,14 @@ from dev.soak import files, memory, page
 
 @pytest.mark.slow
 def test_memory_is_flat_in_training_and_prediction():
-    rows = list(memory.rows(calls=20))
+    rows = list(memory.rows(calls=40))
     assert len(rows) == 2 * len(memory.LOOKS) and all(row.kept for row in rows), rows
 
 
 @pytest.mark.slow
 def test_the_page_serves_many_in_turn():
     pytest.importorskip("gradio", reason="Gradio is not installed: pip install nl-detectron[app]")
-    rows = list(page.rows(calls=12, people=4))
+    rows = list(page.rows(calls=20, people=6))
     assert len(rows) == 1 + len(memory.LOOKS) and all(row.kept for row in rows), rows
 
 
