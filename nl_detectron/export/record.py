@@ -20,6 +20,7 @@ from ..errors import UsageError
 from .metadata import KEY, to_text
 from .model import HEAT_MAPS
 from .nms import recordable_nms
+from .pooling import pooling_for_openvino
 from .quantize import prefer_convolutions, quantize
 
 OPSET = 17
@@ -161,7 +162,8 @@ class Recorder:
         if calibration:
             prefer_convolutions(self._adapter)
         try:
-            self._write_onnx(onnx_file, text)
+            with pooling_for_openvino():
+                self._write_onnx(onnx_file, text)
             model = openvino.convert_model(onnx_file)
             if calibration:
                 model = quantize(model, calibration)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from nl_detectron import NonLocalBlock
-from nl_detectron.layers import PAIRWISE_FUNCTIONS
+from nl_detectron.export.pooling import pooling_for_openvino
+from nl_detectron.layers import NON_LOCAL_BLOCK_REGISTRY, PAIRWISE_FUNCTIONS, BaseNonLocalBlock
 from tests.models import SideBySide
 
 CHANNELS = 8
@@ -28,10 +29,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # each recorder has its own
 def random_block(pairwise: str, sub_sample: bool, dimension: int, **options) -> NonLocalBlock:
     block = NonLocalBlock(
         CHANNELS, pairwise=pairwise, sub_sample=sub_sample, dimension=dimension, **options
-    ).eval()
+    )
+    return randomized(block)
+
+
+def randomized(block: BaseNonLocalBlock) -> BaseNonLocalBlock:
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
-    return block
+    return block.eval()
 
 
 def example(dimension: int, samples: int = 1) -> Tensor:
@@ -40,18 +45,22 @@ def example(dimension: int, samples: int = 1) -> Tensor:
 
 def assert_right_for_all_sizes(
     recorded,
-    block: NonLocalBlock | SideBySide,
+    block: BaseNonLocalBlock | SideBySide,
     *,
     smallest: int = 1,
     all_samples: tuple[int, ...] = SAMPLES,
 ) -> None:
-    dimension = next(m.dimension for m in block.modules() if isinstance(m, NonLocalBlock))
+    dimension = dimension_of(block)
     for samples, size in itertools.product(all_samples, SIZES[dimension]):
         if min(size[-2:]) < smallest:
             continue
         x = torch.randn(samples, CHANNELS, *size)
         with torch.no_grad():
             torch.testing.assert_close(recorded(x), block(x), rtol=1e-4, atol=1e-4)
+
+
+def dimension_of(block: BaseNonLocalBlock | SideBySide) -> int:
+    return next(m.dimension for m in block.modules() if isinstance(m, BaseNonLocalBlock))
 
 
 def in_onnxruntime(file: io.BytesIO):
@@ -63,9 +72,25 @@ def in_onnxruntime(file: io.BytesIO):
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
+def in_openvino(file: io.BytesIO):
+    openvino = pytest.importorskip(
+        "openvino", reason="openvino is not installed: pip install nl_detectron[openvino]"
+    )
+    model = openvino.Core().read_model(file)
+    run = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda x: torch.from_numpy(run(x.numpy())[0])
+
+
 def all_forms(dimension: int) -> SideBySide:
     forms = itertools.product(PAIRWISE_FUNCTIONS, (False, True))
     return SideBySide(random_block(*form, dimension) for form in forms).eval()
+
+
+def all_kinds(dimension: int) -> SideBySide:
+    kinds = [kind for _, kind in NON_LOCAL_BLOCK_REGISTRY if dimension in kind.DIMENSIONS]
+    blocks = [kind(CHANNELS, dimension=dimension, zero_init=False) for kind in kinds]
+    assert any(getattr(block, "sub_sample", False) for block in blocks)
+    return SideBySide([*map(randomized, blocks), *all_forms(dimension).blocks]).eval()
 
 
 def exported(blocks: SideBySide, dimension: int) -> torch.export.ExportedProgram:
@@ -75,14 +100,14 @@ def exported(blocks: SideBySide, dimension: int) -> torch.export.ExportedProgram
     return torch.export.export(blocks, (x,), dynamic_shapes={"x": axes})
 
 
-def onnx_file(block: NonLocalBlock, samples: int = 1) -> io.BytesIO:
+def onnx_file(block: BaseNonLocalBlock | SideBySide, samples: int = 1) -> io.BytesIO:
     """By the exporter that is based on TorchScript."""
     pytest.importorskip("onnx", reason="onnx is not installed: pip install nl_detectron[onnx]")
-    file = io.BytesIO()
-    axes = {"x": [0, *range(2, 2 + block.dimension)]}
+    file, dimension = io.BytesIO(), dimension_of(block)
+    axes = {"x": [0, *range(2, 2 + dimension)]}
     torch.onnx.export(
         block,
-        (example(block.dimension, samples),),
+        (example(dimension, samples),),
         file,
         dynamo=False,
         opset_version=17,
@@ -102,6 +127,15 @@ def test_in_a_trace(pairwise, sub_sample, dimension):
 def test_in_onnx_by_torchscript(pairwise, sub_sample, dimension):
     block = random_block(pairwise, sub_sample, dimension)
     assert_right_for_all_sizes(in_onnxruntime(onnx_file(block)), block)
+
+
+@pytest.mark.parametrize("runtime", [in_onnxruntime, in_openvino])
+@pytest.mark.parametrize("dimension", (1, 2, 3))
+def test_what_is_recorded_for_openvino(dimension, runtime):
+    blocks = all_kinds(dimension)
+    with pooling_for_openvino():
+        file = onnx_file(blocks)
+    assert_right_for_all_sizes(runtime(file), blocks)
 
 
 @pytest.mark.parametrize(
