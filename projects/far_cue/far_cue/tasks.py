@@ -30,7 +30,7 @@ class Task:
     iterations: int
     config: Path = CONFIGS / "far_cue.yaml"
     measure: Measure = TARGETS
-    seeds: tuple[int, ...] = (501, 502, 503, 504, 505)
+    seeds: tuple[int, ...] = (511, 512, 513, 514, 515)
 
 
 TASKS = {

@@ -106,6 +106,11 @@ def _in_head(head: str) -> dict[str, object]:
 RELEASED = {"MODEL.NON_LOCAL.INIT": "normal"}
 ONE_RATE = {"SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 1.0}
 MASKS = {"MODEL.MASK_ON": True}
+LONGER = {
+    "SOLVER.NON_LOCAL_OTHERS_LR_FACTOR": 4.0,
+    "SOLVER.MAX_ITER": 800,
+    "SOLVER.STEPS": (640,),
+}
 EMBEDDED = _non_local("embedded_gaussian")
 CONCATENATION = _non_local("concatenation")
 LEGS = ("hidden_legs",)
@@ -145,9 +150,19 @@ VARIANTS = {
     "global_context": Variant(
         "global context", _of_family("GlobalContextBlock", INNER_RATIO=0.25), BOTH
     ),
+    "global_context_longer": Variant(
+        "global context, learning rate times 4, 800 iterations",
+        {**_of_family("GlobalContextBlock", INNER_RATIO=0.25), **LONGER},
+    ),
     "simplified": Variant("simplified", _of_family("SimplifiedNonLocalBlock"), BOTH),
+    "simplified_longer": Variant(
+        "simplified, learning rate times 4, 800 iterations",
+        {**_of_family("SimplifiedNonLocalBlock"), **LONGER},
+    ),
     "disentangled": Variant("disentangled", _of_family("DisentangledNonLocalBlock"), BOTH),
-    "criss_cross": Variant("criss-cross, twice", _of_family("CrissCrossBlock"), BOTH),
+    "criss_cross": Variant(
+        "criss-cross, twice, one learning rate", {**_of_family("CrissCrossBlock"), **ONE_RATE}, BOTH
+    ),
     "efficient": Variant("efficient attention", _of_family("EfficientAttentionBlock"), BOTH),
     "asymmetric": Variant("asymmetric", _of_family("AsymmetricNonLocalBlock"), BOTH),
     "expectation_maximization": Variant("expectation-maximization", _of_family("EMABlock"), BOTH),
@@ -184,6 +199,7 @@ def options(variant: str, task: str, seed: int) -> dict[str, object]:
         "DATASETS.TEST": (TASKS[task].test,),
         "MODEL.ROI_HEADS.NUM_CLASSES": TASKS[task].num_classes,
         "SOLVER.MAX_ITER": TASKS[task].iterations,
+        "SOLVER.STEPS": (TASKS[task].iterations * 4 // 5,),
         "SEED": seed,
         **VARIANTS[variant].options,
     }
