@@ -1,3 +1,4 @@
+import gc
 import os
 
 from .fixtures import (  # noqa: F401
@@ -29,3 +30,10 @@ def pytest_collection_modifyitems(items: list) -> None:
         for some in (long, short)
         for item in some[len(some) * process // processes : len(some) * (process + 1) // processes]
     ]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look through it each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
