@@ -72,13 +72,20 @@ def _backbone(name: str) -> dict[str, object]:
     return {"MODEL.BACKBONE.NAME": f"build_{name}_backbone"}
 
 
+# Of the learning rate, for the layers of similarities and for the other ones of a block
+RATES = {
+    "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 0.1,
+    "SOLVER.NON_LOCAL_OTHERS_LR_FACTOR": 2.0,
+}
+
+
 def _non_local(pairwise: str, **options: object) -> dict[str, object]:
     """One block, trained as nl_detectron advises, in the same way for each pairwise function."""
     return {
         **_backbone("non_local_resnet"),
         "MODEL.NON_LOCAL.PAIRWISE": pairwise,
         "MODEL.NON_LOCAL.INIT": "similarity",
-        "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 0.1,
+        **RATES,
         **{f"MODEL.NON_LOCAL.{key}": value for key, value in options.items()},
     }
 
@@ -88,7 +95,7 @@ def _of_family(kind: str, **options: object) -> dict[str, object]:
     init = {"INIT": "similarity"} if "init" in block_kind(kind).USES else {}
     return {
         **_backbone("non_local_resnet"),
-        "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 0.1,
+        **RATES,
         **{f"MODEL.NON_LOCAL.{k}": v for k, v in ({"BLOCK": kind} | init | options).items()},
     }
 
@@ -104,13 +111,8 @@ def _in_head(head: str) -> dict[str, object]:
 
 
 RELEASED = {"MODEL.NON_LOCAL.INIT": "normal"}
-ONE_RATE = {"SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 1.0}
+ONE_RATE = dict.fromkeys(RATES, 1.0)
 MASKS = {"MODEL.MASK_ON": True}
-LONGER = {
-    "SOLVER.NON_LOCAL_OTHERS_LR_FACTOR": 4.0,
-    "SOLVER.MAX_ITER": 800,
-    "SOLVER.STEPS": (640,),
-}
 EMBEDDED = _non_local("embedded_gaussian")
 CONCATENATION = _non_local("concatenation")
 LEGS = ("hidden_legs",)
@@ -150,19 +152,9 @@ VARIANTS = {
     "global_context": Variant(
         "global context", _of_family("GlobalContextBlock", INNER_RATIO=0.25), BOTH
     ),
-    "global_context_longer": Variant(
-        "global context, learning rate times 4, 800 iterations",
-        {**_of_family("GlobalContextBlock", INNER_RATIO=0.25), **LONGER},
-    ),
     "simplified": Variant("simplified", _of_family("SimplifiedNonLocalBlock"), BOTH),
-    "simplified_longer": Variant(
-        "simplified, learning rate times 4, 800 iterations",
-        {**_of_family("SimplifiedNonLocalBlock"), **LONGER},
-    ),
     "disentangled": Variant("disentangled", _of_family("DisentangledNonLocalBlock"), BOTH),
-    "criss_cross": Variant(
-        "criss-cross, twice, one learning rate", {**_of_family("CrissCrossBlock"), **ONE_RATE}, BOTH
-    ),
+    "criss_cross": Variant("criss-cross, twice", _of_family("CrissCrossBlock"), BOTH),
     "efficient": Variant("efficient attention", _of_family("EfficientAttentionBlock"), BOTH),
     "asymmetric": Variant("asymmetric", _of_family("AsymmetricNonLocalBlock"), BOTH),
     "expectation_maximization": Variant("expectation-maximization", _of_family("EMABlock"), BOTH),
