@@ -39,8 +39,8 @@ EVERYWHERE = (
 )
 
 
-def narrow_cfg(name: str):
-    cfg = make_narrow(coco_cfg(name), stem=16, res2=32, width=8)
+def narrow_cfg(name: str, *, width: int = 8):
+    cfg = make_narrow(coco_cfg(name), stem=2 * width, res2=4 * width, width=width)
     cfg.MODEL.FPN.OUT_CHANNELS = 32
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 96, 160
@@ -54,7 +54,8 @@ def test_models_are_of_the_zoo():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "format"), [("mask", "onnx"), ("retinanet", "torchscript")])
 def test_narrow_models_are_the_same_as_files(name, format):
-    assert_the_same(name, narrow_cfg(name), format)
+    """At the other models' width the scores of one differ by 1.1e-4 on processors with AVX-512."""
+    assert_the_same(name, narrow_cfg(name, width=16), format)
 
 
 @pytest.mark.slow
