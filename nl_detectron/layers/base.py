@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..errors import did_you_mean
 from .options import BlockOptions
-from .positions import as_autocast, as_map, positions
+from .positions import as_autocast, as_map, channels, convolve, convolves, positions
 from .recording import is_recorded
 
 NON_LOCAL_BLOCK_REGISTRY = Registry("NON_LOCAL_BLOCK")
@@ -172,7 +172,7 @@ class BaseNonLocalBlock(CNNBlockBase, ABC):
         """z, (N, C, *S), of y (N, L, D)."""
         z = self._project_out(y, x)
         in_place = z.dtype == x.dtype and z.dim() == x.dim() and not z.requires_grad
-        if in_place and not is_recorded() and z.shape == x.shape:
+        if in_place and not is_recorded() and z.shape == x.shape and z.stride() == x.stride():
             return z.add_(x)  # no other map is needed
         # Under autocast: the residual connection stays in x's precision
         return x + z.to(x.dtype)
@@ -221,7 +221,7 @@ class BaseNonLocalBlock(CNNBlockBase, ABC):
     def _for_projections(self, x: Tensor) -> Tensor:
         """The same, copied once where each linear layer would do it for itself."""
         x = self._checked(x)
-        if not is_recorded() and x.shape[0] != 1:
+        if x.shape[0] != 1 and not convolves(x) and not is_recorded():
             x = as_map(positions(x).contiguous(), x)
         return x
 
@@ -243,6 +243,8 @@ class BaseNonLocalBlock(CNNBlockBase, ABC):
         """W_z y, (N, C, L), in y's precision and x's memory format."""
         weight, bias = self.out.weight.to(y.dtype), self.out.bias
         bias = None if bias is None else bias.to(y.dtype)
+        if convolves(y) and (y.stride(1) == 1) != (x.stride(1) == 1):  # y lies in memory as x does
+            return channels(convolve(as_map(y, x), weight, bias))
         if is_recorded() or x.stride(1) == 1:  # channels last
             return F.linear(y, weight.flatten(1), bias).transpose(1, 2)
         y = y.transpose(1, 2)

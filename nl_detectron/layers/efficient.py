@@ -43,18 +43,19 @@ class EfficientAttentionBlock(BaseNonLocalBlock):
         """
         theta, phi = self._embed(self._for_projections(x))
         if queries is not None:
-            theta = theta[:, queries]
-        return torch.matmul(theta, phi.transpose(1, 2))
+            theta = theta[:, :, queries]
+        return torch.matmul(theta.transpose(1, 2), phi)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """rho_q and rho_k, (N, L, D) each."""
-        theta = project(x, self.theta.weight, self.theta.bias).softmax(2).to(x.dtype)
-        return theta, project(x, self.phi.weight, self.phi.bias).softmax(1).to(x.dtype)
+        """rho_q and rho_k, (N, D, L) each."""
+        theta = project(x, self.theta.weight, self.theta.bias).transpose(1, 2)
+        phi = project(x, self.phi.weight, self.phi.bias).transpose(1, 2)
+        return theta.softmax(1).to(x.dtype), phi.softmax(2).to(x.dtype)
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, D)."""
         x = self._for_projections(x)
         theta, phi = self._embed(x)
-        return torch.matmul(
-            theta, torch.matmul(phi.transpose(1, 2), project(x, self.g.weight, self.g.bias))
-        )
+        g = project(x, self.g.weight, self.g.bias)
+        context = torch.matmul(phi, g)  # (N, D, D)
+        return torch.matmul(context.transpose(1, 2), theta).transpose(1, 2)

@@ -101,7 +101,8 @@ class EMABlock(BaseNonLocalBlock):
         """y, (N, L, D), and the bases found, (N, K, D), from those given, (K, D)."""
         shares, _, means = self._find(self._embed(x), bases)
         found = unit(means, 2)
-        return torch.matmul(shares, found).relu(), found
+        y = torch.matmul(found.transpose(1, 2), shares.transpose(1, 2)).relu()
+        return y.transpose(1, 2), found
 
     def _embed(self, x: Tensor) -> Tensor:
         """q, (N, L, D)."""

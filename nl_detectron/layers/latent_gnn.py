@@ -4,14 +4,13 @@ Shape shorthand: N samples, C channels, L positions, D inner channels, K latent 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .normalize import distribution, unit
 from .options import BlockOptions
-from .positions import positions
+from .positions import positions, project
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()
@@ -86,7 +85,7 @@ class LatentGNNBlock(BaseNonLocalBlock):
     def _layer(self, name: str, rows: Tensor) -> Tensor:
         """(N, L, made) of rows (N, L, given), by the child of this name and its norm."""
         conv, norm = getattr(self, name), getattr(self, f"{name}_norm")
-        rows = F.linear(rows, conv.weight.flatten(1), conv.bias)
+        rows = project(rows.transpose(1, 2), conv.weight.flatten(2), conv.bias)
         if norm is None:
             return rows
         maps = norm(rows.transpose(1, 2).unsqueeze(-1))  # of which Detectron2's norms are

@@ -84,8 +84,7 @@ class NonLocalBlock(BaseNonLocalBlock):
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """theta (N, L, D), phi (N, M, D) and g (N, M, D) of x (N, C, *S), as non_local takes them.
 
-        By linear layers, whose results lie positions first, as the kernels and the pooling want
-        them; on CPU the convolutions that they are take 0.9 to 1.3 of their time.
+        In memory, channels or positions are last, by what projects: see :func:`.project`.
         """
         x = self._for_projections(x)
         # Each from a view of its own, whose gradients are then added up in place

@@ -24,7 +24,7 @@ from .tiled import tiled_softmax
 PAIRWISE_FUNCTIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 # The two whose affinity is a distribution over the keys; the others' are signed or unbounded
 DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
-FUSED_PAIRS = 2**24  # queries times keys; see softmax_kernel
+FUSED_PAIRS = 2**26  # queries times keys; see softmax_kernel
 
 
 def non_local(
@@ -74,17 +74,16 @@ def softmax_kernel(theta: Tensor, phi: Tensor, g: Tensor, symmetric: bool) -> st
     """Which kernel computes the softmax best: "fused", "tiled" or "symmetric".
 
     PyTorch's fused kernels are for CUDA, float16, whose logits they keep in single precision, and
-    what is recorded for any size. The others are for CPUs (measured on AVX2, one thread and two,
-    at 25x42 to 50x84, C = 1024):
+    what is recorded for any size. The others are for CPUs (measured on one thread and two, with
+    AVX2 and AVX-512, at 25x42 to 50x84, C = 1024):
 
     - Symmetric logits save the Gaussian without sub-sampling 1.2 to 1.6 of the fused time.
     - Values of other width than the keys, as of a sub-sampled Gaussian, would be padded for the
       fused kernel, which then takes 1.4 to 1.6 times as long as tiles.
-    - In training, the fused kernel's backward pass runs samples in parallel and nothing within
-      one: on one thread it takes 1.0 to 1.1 times as long as tiles, on two 1.2 and more. From
-      :data:`FUSED_PAIRS` on, which 50x84 without sub-sampling has, tiles would hold too much.
-    - In inference it takes 0.6 to 1.0 of the tiles' time; but not in bfloat16, by measurements on
-      AVX-512.
+    - A block with tiles takes 0.8 to 1.06 of the time that it does with the fused kernel, whose
+      backward pass runs samples in parallel and nothing within one, and 0.6 to 0.9 of the memory,
+      as the fused one copies operands whose channels are not last. From :data:`FUSED_PAIRS` on,
+      as on a res3 of 100x168, it takes 1.04 to 1.2 of the time, and the memory is the same.
     """
     if is_recorded() or theta.device.type != "cpu" or theta.dtype == torch.float16:
         return "fused"
@@ -92,9 +91,7 @@ def softmax_kernel(theta: Tensor, phi: Tensor, g: Tensor, symmetric: bool) -> st
         return "symmetric"
     if theta.shape[2] != g.shape[2] or theta.dtype == torch.bfloat16:
         return "tiled"
-    training = torch.is_grad_enabled() and (theta.requires_grad or g.requires_grad)
-    few = theta.shape[1] * phi.shape[1] < FUSED_PAIRS
-    return "tiled" if training and few else "fused"
+    return "tiled" if theta.shape[1] * phi.shape[1] < FUSED_PAIRS else "fused"
 
 
 def fused_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
@@ -138,6 +135,8 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         left, right = torch.bmm(theta, phi.transpose(1, 2)).div_(divisor), g
     else:
         left, right = theta, torch.bmm(phi.transpose(1, 2), g).div_(divisor)
+    if theta.stride(1) == 1:  # channels first in memory, and so is y then
+        return torch.bmm(right.transpose(1, 2), left.transpose(1, 2)).transpose(1, 2)
     return torch.bmm(left, right)
 
 

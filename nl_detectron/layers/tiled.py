@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Elements of the (L, M) matrix that are held at once, few enough for a processor's caches; but at
-# least so many rows, as products of fewer are slow.
-TILE_ELEMENTS = 2**21
-TILE_ROWS = 512
+# least so many rows, as products of fewer are slow. Eight times as many take as long.
+TILE_ELEMENTS = 2**18
+TILE_ROWS = 256
 CACHE_LINE = 64  # bytes; products are faster into matrices each of whose rows begins with one
 
 
@@ -48,7 +48,7 @@ class _TiledSoftmax(torch.autograd.Function):
     def forward(
         theta: Tensor, phi: Tensor, g: Tensor, scale: float, kept_rows: int
     ) -> tuple[Tensor, Tensor]:
-        y = g.new_empty(*theta.shape[:2], g.shape[2])
+        y = _rows_like(theta, g.shape[2])
         kept = g.new_empty(theta.shape[0], kept_rows, _padded_keys(phi))
         scratch = _scratch(theta, phi, theta.shape[1] - kept_rows)
         for n, rows in _tiles(theta, phi, kept_rows):
@@ -69,9 +69,8 @@ class _TiledSoftmax(torch.autograd.Function):
         if dy is None:
             return None, None, None, None, None
         theta, phi, g, y, kept = ctx.saved_tensors
-        # Of plain layout, whatever that of the operands: products run faster into it.
-        dtheta = theta.new_empty(theta.shape)
-        dphi, dg = phi.new_zeros(phi.shape), g.new_zeros(g.shape)
+        dtheta = torch.empty_like(theta)
+        dphi, dg = torch.zeros_like(phi), torch.zeros_like(g)
         num_keys, kept_rows = phi.shape[1], kept.shape[1]
         scratch = _scratch(theta, phi, theta.shape[1] - kept_rows)
         gradient = _scratch(theta, phi, theta.shape[1])
@@ -88,6 +87,14 @@ class _TiledSoftmax(torch.autograd.Function):
             torch.mm(dlogits, phi[n], out=dtheta[n, rows])
             dphi[n].addmm_(dlogits.t(), theta[n, rows])
         return dtheta, dphi, dg, None, None
+
+
+def _rows_like(theta: Tensor, channels: int) -> Tensor:
+    """Memory for (N, L, channels), in the layout of theta (N, L, D)."""
+    samples, length = theta.shape[:2]
+    if theta.stride(1) == 1:
+        return theta.new_empty(samples, channels, length).transpose(1, 2)
+    return theta.new_empty(samples, length, channels)
 
 
 def write_logits(theta: Tensor, phi: Tensor, scale: float, out: Tensor) -> None:

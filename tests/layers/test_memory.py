@@ -48,9 +48,12 @@ def test_peak_memory_of_the_res4_of_r50():
         assert peak_memory(lambda block=block: step(block, x, False)) < 7 * x.nbytes
 
 
-@pytest.mark.parametrize(("pairwise", "maps"), [("dot_product", 5.1), ("embedded_gaussian", 6.2)])
+@pytest.mark.parametrize(("pairwise", "maps"), [("dot_product", 5.4), ("embedded_gaussian", 5.9)])
 def test_training_holds_nothing_twice(pairwise, maps):
-    """Neither g divided by the number of keys nor a second layout of y's gradient."""
+    """Neither g divided by the number of keys nor a second layout of y's gradient.
+
+    What oneDNN copies for itself, in a convolution's backward pass, is in the figures.
+    """
     block = NonLocalBlock(1024, pairwise=pairwise, sub_sample=False)
     x = torch.randn(1, 1024, HEIGHT, WIDTH, requires_grad=True)
     gradient = torch.randn_like(x)
