@@ -1,4 +1,4 @@
-"""Each other block of the family beside its peer: mmcv's, or the equations written plainly."""
+"""Each block of the family beside its peer: mmcv's, or the equations written plainly."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from nl_detectron.analysis import count_flops
 from nl_detectron.layers import (
     AsymmetricNonLocalBlock,
     BaseNonLocalBlock,
@@ -19,6 +20,7 @@ from nl_detectron.layers import (
     EMABlock,
     GlobalContextBlock,
     LatentGNNBlock,
+    NonLocalBlock,
     SimplifiedNonLocalBlock,
 )
 
@@ -65,6 +67,15 @@ class Cell:
         return self.pair.name, self.pair.peer, step, f"{self.size[0]}x{self.size[1]}"
 
 
+def _embedded_gaussian(sub_sample: bool) -> Pair:
+    return Pair(
+        f"embedded Gaussian{', sub-sampled' if sub_sample else ''}",
+        partial(NonLocalBlock, sub_sample=sub_sample),
+        "mmcv NonLocal2d",
+        partial(peers.non_local, sub_sample=sub_sample),
+    )
+
+
 def _global_context(ratio: float) -> Pair:
     return Pair(
         f"global context, D = C/{round(1 / ratio)}",
@@ -94,6 +105,8 @@ def _criss_cross(recurrence: int) -> Pair:
 
 
 PAIRS = (
+    _embedded_gaussian(False),
+    _embedded_gaussian(True),
     _global_context(1 / 16),
     _global_context(1 / 4),
     Pair(
@@ -136,7 +149,7 @@ def cells(maps: tuple[tuple[int, int], ...], channels: int = 1024) -> Iterator[C
 def family_table(cells: Iterable[Cell], device: str, *, seconds: float) -> Table:
     """Ratios of medians, and of peaks of memory."""
     rows = [
-        (*cell.labels, f"{cell.channels}", *_measured(cell, device, seconds))
+        (*cell.labels, f"{cell.channels}", _operations(cell), *_measured(cell, device, seconds))
         for cell in tqdm(list(cells), desc="family", unit="cell", leave=False)
     ]
     title = "The family's time and memory"
@@ -144,11 +157,17 @@ def family_table(cells: Iterable[Cell], device: str, *, seconds: float) -> Table
         title,
         text_of(title),
         (
-            *("block", "peer", "step", "map", "C", "ours (ms)", "peer / ours", "goal"),
+            *("block", "peer", "step", "map", "C", "GMAC", "ours (ms)", "peer / ours", "goal"),
             *("ours (maps)", "ours / peer", "goal "),
         ),
         rows,
     )
+
+
+def _operations(cell: Cell) -> str:
+    """Multiply-adds of the forward pass, 1e9."""
+    x = torch.zeros(cell.batch, cell.channels, *cell.size)
+    return f"{count_flops(cell.pair.ours(cell.channels).eval(), x).total() / 1e9:.3g}"
 
 
 def _measured(cell: Cell, device: str, seconds: float) -> tuple[str, ...]:

@@ -131,8 +131,14 @@ def _pyramid(x: Tensor) -> Tensor:
     return torch.cat([F.adaptive_avg_pool2d(x, bins).flatten(2) for bins in BINS], dim=2)
 
 
-def context_block(channels: int, *, ratio: float) -> nn.Module:
+def non_local(channels: int, *, sub_sample: bool) -> nn.Module:
     """Raises ImportError without mmcv-lite, as those below do."""
+    from mmcv.cnn.bricks.non_local import NonLocal2d
+
+    return NonLocal2d(channels, sub_sample=sub_sample, zeros_init=False)
+
+
+def context_block(channels: int, *, ratio: float) -> nn.Module:
     from mmcv.cnn.bricks.context_block import ContextBlock
 
     return ContextBlock(channels, ratio)
