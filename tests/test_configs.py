@@ -64,6 +64,8 @@ FAMILY = {
     "_snl_c4_": {"INNER_RATIO": 1 / 2, "SUB_SAMPLE": True},
     "_latent_gnn_": {"BLOCK": "LatentGNNBlock", "INNER_RATIO": 1 / 8, "NODES": 100},
     "_latent_gnn_c4_": {"POSITION": "after_block", "AFTER": ["res4.-1"]},
+    "_latent_gnn_c3_1x": {"POSITION": "after_block", "AFTER": ["res3.-1"]},
+    "_latent_gnn_c5_1x": {"POSITION": "after_block", "AFTER": ["res5.-1"]},
     "_latent_gnn_c3_c5_": {"AFTER": ["res3.-1", "res4.-1", "res5.-1"]},
 }
 SYNC_BN = {
@@ -74,6 +76,13 @@ SYNC_BN = {
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
     "INPUT.FORMAT": "RGB",
 }
+RESNEXT101 = {
+    "MODEL.WEIGHTS": "x101_32x4d.safetensors",
+    "MODEL.RESNETS.DEPTH": 101,
+    "MODEL.RESNETS.NUM_GROUPS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+}
+TWICE = {"SOLVER.STEPS": (120000, 160000), "SOLVER.MAX_ITER": 180000}
 HEADS_4CONV1FC = {
     "MODEL.FPN.NORM": "SyncBN",
     "MODEL.ROI_BOX_HEAD.NUM_CONV": 4,
@@ -125,9 +134,21 @@ def twin(name: str) -> tuple[str, dict[str, object]]:
         pixels = {"MODEL.PIXEL_STD": [1.0, 1.0, 1.0]}
         name = zoo.replace("X_152", "X_101").replace("_1x", "_3x")
         return name, resnext152 | schedule | pixels
+    if "_2x" in zoo:
+        name, difference = twin(zoo.replace("_2x", "_1x"))
+        return name, difference | TWICE
+    if "X_101_32x4d" in zoo:
+        cascade, of_r50 = "cascade" in zoo, zoo.replace("X_101_32x4d", "R_50")
+        name, difference = twin(of_r50.replace("_syncbn", "") if cascade else of_r50)
+        return name, SYNC_BN | difference | RESNEXT101
+    if "X_101" in zoo:
+        return zoo.replace("_1x", "_3x"), schedule
     if "_syncbn" in zoo:
         heads = HEADS_4CONV1FC if "_4conv1fc" in zoo else {}
-        return zoo.replace("_4conv1fc", "").replace("_syncbn", ""), SYNC_BN | heads
+        deeper = {"MODEL.WEIGHTS": "r101.safetensors", "MODEL.RESNETS.DEPTH": 101}
+        difference = SYNC_BN | heads | (deeper if "R_101" in zoo else {})
+        name = zoo.replace("_4conv1fc", "").replace("_syncbn", "")
+        return name.replace("R_101", "R_50"), difference
     if "R_101" in zoo and "3x" not in zoo:
         return zoo.replace("R_101", "R_50"), resnet101
     return zoo, {}
