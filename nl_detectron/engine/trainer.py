@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.utils.data import Sampler
 
 from ..checkpoint import NonLocalCheckpointer
 from ..checkpoint.vocabulary import from_text
@@ -185,7 +186,11 @@ class Trainer(DefaultTrainer):
         seed = run_seed(cfg.SEED)
         with drawing_from(derive(seed, SAMPLER)):
             plan = build_detection_train_loader(
-                cfg, dataset=dicts, mapper=as_it_is, total_batch_size=size
+                cfg,
+                dataset=dicts,
+                sampler=cls.build_train_sampler(cfg, dicts),
+                mapper=as_it_is,
+                total_batch_size=size,
             )
         return with_own_generator(
             build_detection_train_loader(
@@ -196,6 +201,16 @@ class Trainer(DefaultTrainer):
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             )
         )
+
+    @classmethod
+    def build_train_sampler(cls, cfg: CfgNode, dicts: list[dict]) -> Sampler[int] | None:
+        """Which images are trained on, to be overridden; None: by ``DATALOADER.SAMPLER_TRAIN``.
+
+        Args:
+            cfg: of the training.
+            dicts: its images, to whose indices the sampler's endless ones refer.
+        """
+        return None
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
