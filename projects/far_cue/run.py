@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Trains models with and without non-local blocks where the answer lies far away; README.md.
 
-python projects/far_cue/run.py [--variants plain embedded_gaussian] [--seeds 501 502]
+python projects/far_cue/run.py [--variants plain embedded_gaussian] [--seeds 531 532]
 
 Run it again to go on where it was stopped. What is not run yet is marked so in the page.
 """

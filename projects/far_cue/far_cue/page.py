@@ -10,10 +10,11 @@ from .pictures import draw_attention, draw_legs, plot_entropy, plot_results
 from .run import read_results
 from .skirts import ANKLE, ARMS
 from .strips import GAP
-from .tables import costs_table, head_costs_table, results_table
+from .tables import SOLVED, costs_table, head_costs_table, results_table, solved_table
 from .tasks import TASKS, Task
 
 TEMPLATE = "page.md.j2"
+STRIPS = ("one_key", "matching_key")
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,18 @@ def write_page(output: Path, docs: Path, seeds: Sequence[int] | None = None) -> 
         name: _section(name, output, docs, seeds or task.seeds) for name, task in TASKS.items()
     }
     file = docs / "README.md"
-    file.write_text(render(sections, costs_table(), head_costs_table()), encoding="utf-8")
+    results = {name: read_results(output, name, seeds or TASKS[name].seeds) for name in STRIPS}
+    text = render(sections, solved_table(results), costs_table(), head_costs_table())
+    file.write_text(text, encoding="utf-8")
     return file
 
 
-def render(sections: Mapping[str, Section], costs: str, head_costs: str) -> str:
+def render(sections: Mapping[str, Section], solved: str, costs: str, head_costs: str) -> str:
     """The page's Markdown.
 
     Args:
         sections: of each of :data:`far_cue.tasks.TASKS`, by name.
-        costs, head_costs: tables in Markdown.
+        solved, costs, head_costs: tables in Markdown.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -67,6 +70,8 @@ def render(sections: Mapping[str, Section], costs: str, head_costs: str) -> str:
     )
     return environment.get_template(TEMPLATE).render(
         sections=sections,
+        solved=solved,
+        solved_from=SOLVED,
         costs=costs,
         head_costs=head_costs,
         key_distance=GAP,

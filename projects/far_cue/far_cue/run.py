@@ -22,13 +22,13 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from nl_detectron import Predictor
-from nl_detectron.engine import Trainer
 from nl_detectron.engine.launch import num_cpu_cores
 from nl_detectron.errors import UsageError
 from nl_detectron.files import replacing
 
 from .datasets import VERSION
 from .tasks import TASKS
+from .training import BalancedTrainer
 from .variants import build_cfg, options, variants_of
 
 RESULT = "result.json"
@@ -108,7 +108,7 @@ def train_and_measure(run: Run, output: Path) -> dict:
     ):
         setup_logger(cfg.OUTPUT_DIR, name=detectron2.__name__, configure_stdout=False)
         seed_all_rng(cfg.SEED)
-        trainer = Trainer(cfg)
+        trainer = BalancedTrainer(cfg)
         trainer.resume_or_load(resume=False)
         trainer.train()
     for handler in logging.getLogger(detectron2.__name__).handlers[:]:

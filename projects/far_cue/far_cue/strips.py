@@ -57,7 +57,7 @@ def draw_matching_key(
     A key has a white rim, answer a, or a black one, answer b. A target's answer is that of the key
     whose core has its colour. The class of either is its colour and its answer. Of four keys two
     have each answer; which of them and which key is where changes from image to image. The average
-    of the keys says nothing.
+    of the keys' colours says nothing.
 
     Args:
         rng, size: as for :func:`draw_one_key`.

@@ -12,7 +12,10 @@ from .receptive_field import keypoint_reach, reach
 from .run import Results
 from .skirts import ANKLE, FIGURE, FIGURE_SIZE
 from .strips import NEAREST_TARGET, STRIP_SIZE
+from .tasks import TASKS
 from .variants import VARIANTS, build_cfg, variants_of
+
+SOLVED = 90  # the target accuracy, %, from which on a seed has solved a task
 
 
 def results_table(results: Results, num_seeds: int, columns: Mapping[str, str]) -> str:
@@ -29,6 +32,19 @@ def results_table(results: Results, num_seeds: int, columns: Mapping[str, str]) 
         cells = [_spread([result[key] for result in found]) for key in columns.values() if found]
         rows.append((variant.title, f"{len(found)} of {num_seeds}", *(cells or ["not run yet"])))
     return _markdown(rows, ("model", "seeds", *columns))
+
+
+def solved_table(results: Mapping[str, Results]) -> str:
+    """Of the variants that are tried on all of these tasks, how many seeds solve each one.
+
+    Args:
+        results: of the variants, by task.
+    """
+    rows = []
+    for name, variant in VARIANTS.items():
+        if set(results) <= set(variant.tasks):
+            rows.append((variant.title, *(_solved(of_task[name]) for of_task in results.values())))
+    return _markdown(rows, ("model", *(TASKS[task].title.lower() for task in results)))
 
 
 def costs_table() -> str:
@@ -70,6 +86,11 @@ def _costs_table(task: str, size: Sequence[int], seen: Callable[[GeneralizedRCNN
             )
         )
     return _markdown(rows, ("model", "parameters", "added", "MFLOPs", "added", "sees to"))
+
+
+def _solved(found: Sequence[Mapping]) -> str:
+    solved = sum(result["target_accuracy"] >= SOLVED for result in found)
+    return f"{solved} of {len(found)}" if found else "not run yet"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -30,12 +30,12 @@ class Task:
     iterations: int
     config: Path = CONFIGS / "far_cue.yaml"
     measure: Measure = TARGETS
-    seeds: tuple[int, ...] = (501, 502, 503, 504, 505)
+    seeds: tuple[int, ...] = (531, 532, 533, 534, 535)
 
 
 TASKS = {
     "one_key": Task(
-        "One key", len(ONE_KEY_CLASSES), ("far_cue_one_key_train",), "far_cue_one_key_val", 400
+        "One key", len(ONE_KEY_CLASSES), ("far_cue_one_key_train",), "far_cue_one_key_val", 500
     ),
     # Half of the training images have a single key, from which it is learned what keys are for.
     "matching_key": Task(

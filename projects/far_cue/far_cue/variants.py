@@ -72,13 +72,20 @@ def _backbone(name: str) -> dict[str, object]:
     return {"MODEL.BACKBONE.NAME": f"build_{name}_backbone"}
 
 
+# Of the learning rate, for the layers of similarities and for the other ones of a block
+RATES = {
+    "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 0.1,
+    "SOLVER.NON_LOCAL_OTHERS_LR_FACTOR": 2.0,
+}
+
+
 def _non_local(pairwise: str, **options: object) -> dict[str, object]:
     """One block, trained as nl_detectron advises, in the same way for each pairwise function."""
     return {
         **_backbone("non_local_resnet"),
         "MODEL.NON_LOCAL.PAIRWISE": pairwise,
         "MODEL.NON_LOCAL.INIT": "similarity",
-        "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 0.1,
+        **RATES,
         **{f"MODEL.NON_LOCAL.{key}": value for key, value in options.items()},
     }
 
@@ -88,7 +95,7 @@ def _of_family(kind: str, **options: object) -> dict[str, object]:
     init = {"INIT": "similarity"} if "init" in block_kind(kind).USES else {}
     return {
         **_backbone("non_local_resnet"),
-        "SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 0.1,
+        **RATES,
         **{f"MODEL.NON_LOCAL.{k}": v for k, v in ({"BLOCK": kind} | init | options).items()},
     }
 
@@ -104,7 +111,7 @@ def _in_head(head: str) -> dict[str, object]:
 
 
 RELEASED = {"MODEL.NON_LOCAL.INIT": "normal"}
-ONE_RATE = {"SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR": 1.0}
+ONE_RATE = dict.fromkeys(RATES, 1.0)
 MASKS = {"MODEL.MASK_ON": True}
 EMBEDDED = _non_local("embedded_gaussian")
 CONCATENATION = _non_local("concatenation")
@@ -184,6 +191,7 @@ def options(variant: str, task: str, seed: int) -> dict[str, object]:
         "DATASETS.TEST": (TASKS[task].test,),
         "MODEL.ROI_HEADS.NUM_CLASSES": TASKS[task].num_classes,
         "SOLVER.MAX_ITER": TASKS[task].iterations,
+        "SOLVER.STEPS": (TASKS[task].iterations * 4 // 5,),
         "SEED": seed,
         **VARIANTS[variant].options,
     }

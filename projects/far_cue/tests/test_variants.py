@@ -99,9 +99,10 @@ def test_all_blocks_are_trained_alike_but_in_the_ablation():
         if "MODEL.NON_LOCAL.PAIRWISE" in variant.options:
             cfg = build_cfg(name, variant.tasks[0], seed=1)
             ablated = name.endswith(("_one_rate", "_released", "_neither"))
-            settings = cfg.MODEL.NON_LOCAL.INIT, cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR
-            assert (settings == ("similarity", 0.1)) == (not ablated), name
-            assert cfg.SOLVER.NON_LOCAL_OTHERS_LR_FACTOR == 1
+            rates = cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR, cfg.SOLVER.NON_LOCAL_OTHERS_LR_FACTOR
+            assert rates == ((1, 1) if name.endswith(("_one_rate", "_neither")) else (0.1, 2))
+            settings = cfg.MODEL.NON_LOCAL.INIT, *rates
+            assert (settings == ("similarity", 0.1, 2)) == (not ablated), name
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,8 @@ def test_other_kinds_of_blocks_are_tried_on_both_tasks_and_use_all_that_is_set(n
     assert unused_options(cfg) == []
     [block] = non_local_blocks(built(name)).values()
     assert type(block).__name__ == cfg.MODEL.NON_LOCAL.BLOCK
-    assert cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR == 0.1
+    rates = cfg.SOLVER.NON_LOCAL_PAIRWISE_LR_FACTOR, cfg.SOLVER.NON_LOCAL_OTHERS_LR_FACTOR
+    assert rates == (0.1, 2)
 
 
 def test_every_kind_of_block_is_tried():
