@@ -221,7 +221,7 @@ class BaseNonLocalBlock(CNNBlockBase, ABC):
     def _for_projections(self, x: Tensor) -> Tensor:
         """The same, copied once where each linear layer would do it for itself."""
         x = self._checked(x)
-        if x.shape[0] != 1 and not convolves(x) and not is_recorded():
+        if not is_recorded() and not convolves(x) and x.shape[0] != 1:
             x = as_map(positions(x).contiguous(), x)
         return x
 
