@@ -67,15 +67,6 @@ class Cell:
         return self.pair.name, self.pair.peer, step, f"{self.size[0]}x{self.size[1]}"
 
 
-def _embedded_gaussian(sub_sample: bool) -> Pair:
-    return Pair(
-        f"embedded Gaussian{', sub-sampled' if sub_sample else ''}",
-        partial(NonLocalBlock, sub_sample=sub_sample),
-        "mmcv NonLocal2d",
-        partial(peers.non_local, sub_sample=sub_sample),
-    )
-
-
 def _global_context(ratio: float) -> Pair:
     return Pair(
         f"global context, D = C/{round(1 / ratio)}",
@@ -86,13 +77,19 @@ def _global_context(ratio: float) -> Pair:
     )
 
 
-def _disentangled(sub_sample: bool) -> Pair:
-    return Pair(
-        f"disentangled{', sub-sampled' if sub_sample else ''}",
-        partial(DisentangledNonLocalBlock, sub_sample=sub_sample),
-        "equations",
-        partial(peers.Disentangled, sub_sample=sub_sample),
-    )
+def _whole_and_sub_sampled(
+    name: str,
+    ours: Callable[..., BaseNonLocalBlock],
+    peer: str,
+    theirs: Callable[..., nn.Module],
+) -> Iterator[Pair]:
+    for title, sub_sample in ((name, False), (f"{name}, sub-sampled", True)):
+        yield Pair(
+            title,
+            partial(ours, sub_sample=sub_sample),
+            peer,
+            partial(theirs, sub_sample=sub_sample),
+        )
 
 
 def _criss_cross(recurrence: int) -> Pair:
@@ -105,8 +102,7 @@ def _criss_cross(recurrence: int) -> Pair:
 
 
 PAIRS = (
-    _embedded_gaussian(False),
-    _embedded_gaussian(True),
+    *_whole_and_sub_sampled("embedded Gaussian", NonLocalBlock, "mmcv NonLocal2d", peers.non_local),
     _global_context(1 / 16),
     _global_context(1 / 4),
     Pair(
@@ -116,8 +112,9 @@ PAIRS = (
         peers.key_content_attention,
         narrow=True,
     ),
-    _disentangled(False),
-    _disentangled(True),
+    *_whole_and_sub_sampled(
+        "disentangled", DisentangledNonLocalBlock, "equations", peers.Disentangled
+    ),
     _criss_cross(1),
     _criss_cross(2),
     Pair("efficient attention", EfficientAttentionBlock, "equations", peers.Efficient),
