@@ -145,7 +145,7 @@ def twin(name: str) -> tuple[str, dict[str, object]]:
         return zoo.replace("_1x", "_3x"), schedule
     if "_syncbn" in zoo:
         heads = HEADS_4CONV1FC if "_4conv1fc" in zoo else {}
-        deeper = {"MODEL.WEIGHTS": "r101.safetensors", "MODEL.RESNETS.DEPTH": 101}
+        deeper = resnet101 | {"MODEL.WEIGHTS": "r101.safetensors"}
         difference = SYNC_BN | heads | (deeper if "R_101" in zoo else {})
         name = zoo.replace("_4conv1fc", "").replace("_syncbn", "")
         return name.replace("R_101", "R_50"), difference

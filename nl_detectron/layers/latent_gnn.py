@@ -85,7 +85,7 @@ class LatentGNNBlock(BaseNonLocalBlock):
     def _layer(self, name: str, rows: Tensor) -> Tensor:
         """(N, L, made) of rows (N, L, given), by the child of this name and its norm."""
         conv, norm = getattr(self, name), getattr(self, f"{name}_norm")
-        rows = project(rows.transpose(1, 2), conv.weight.flatten(2), conv.bias)
+        rows = project(rows.transpose(1, 2), conv.weight, conv.bias)
         if norm is None:
             return rows
         maps = norm(rows.transpose(1, 2).unsqueeze(-1))  # of which Detectron2's norms are

@@ -42,7 +42,7 @@ def channels(x: Tensor) -> Tensor:
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution's result, (N, L, channels), of x (N, C, *S)."""
-    if convolves(x) and x.dim() == weight.dim():
+    if convolves(x):
         return positions(convolve(x, weight, bias))
     return F.linear(positions(x), weight.flatten(1), bias)
 
@@ -61,8 +61,10 @@ def convolves(x: Tensor) -> bool:
 
 @torch.jit.unused
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1x1 convolution of x (N, C, *S), in x's memory format."""
-    return (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3](x, weight, bias)
+    """A 1x1 convolution of x (N, C, *S), of whatever axes S, in x's memory format."""
+    axes = x.dim() - 2
+    weight = weight.reshape(*weight.shape[:2], *[1] * axes)
+    return (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, weight, bias)
 
 
 def project_to_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
