@@ -7,14 +7,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .pictures import draw_attention, draw_legs, plot_entropy, plot_results
-from .run import read_results
+from .run import Results, read_results
 from .skirts import ANKLE, ARMS
 from .strips import GAP
 from .tables import SOLVED, costs_table, head_costs_table, results_table, solved_table
 from .tasks import TASKS, Task
+from .variants import STRIPS
 
 TEMPLATE = "page.md.j2"
-STRIPS = ("one_key", "matching_key")
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def write_page(output: Path, docs: Path, seeds: Sequence[int] | None = None) -> 
         The path of README.md.
     """
     Path(docs, "docs").mkdir(parents=True, exist_ok=True)
-    sections = {
-        name: _section(name, output, docs, seeds or task.seeds) for name, task in TASKS.items()
-    }
+    counted = {name: seeds or task.seeds for name, task in TASKS.items()}
+    results = {name: read_results(output, name, counted[name]) for name in TASKS}
+    sections = {name: _section(name, results[name], output, docs, counted[name]) for name in TASKS}
+    solved = solved_table({name: results[name] for name in STRIPS})
     file = docs / "README.md"
-    results = {name: read_results(output, name, seeds or TASKS[name].seeds) for name in STRIPS}
-    text = render(sections, solved_table(results), costs_table(), head_costs_table())
+    text = render(sections, solved, costs_table(), head_costs_table())
     file.write_text(text, encoding="utf-8")
     return file
 
@@ -79,7 +79,9 @@ def render(sections: Mapping[str, Section], solved: str, costs: str, head_costs:
     )
 
 
-def _section(name: str, output: Path, docs: Path, seeds: Sequence[int]) -> Section:
+def _section(
+    name: str, results: Results, output: Path, docs: Path, seeds: Sequence[int]
+) -> Section:
     draws = {
         "results": plot_results,
         "attention": draw_legs if name == "hidden_legs" else draw_attention,
@@ -92,5 +94,5 @@ def _section(name: str, output: Path, docs: Path, seeds: Sequence[int]) -> Secti
         if draw(output, name, seeds, docs / files[shown])
     }
     columns = TASKS[name].measure.columns
-    table = results_table(read_results(output, name, seeds), len(seeds), columns)
+    table = results_table(results, len(seeds), columns)
     return Section(TASKS[name], table, pictures)

@@ -116,14 +116,14 @@ MASKS = {"MODEL.MASK_ON": True}
 EMBEDDED = _non_local("embedded_gaussian")
 CONCATENATION = _non_local("concatenation")
 LEGS = ("hidden_legs",)
-BOTH = ("one_key", "matching_key")
+STRIPS = ("one_key", "matching_key")
 VARIANTS = {
     "plain": Variant("plain", tasks=tuple(TASKS)),
     "deeper": Variant("plain, one residual block deeper", _backbone("deeper_resnet")),
     "uniform": Variant(
-        "uniform attention", {**EMBEDDED, **_backbone("uniform_attention_resnet")}, BOTH
+        "uniform attention", {**EMBEDDED, **_backbone("uniform_attention_resnet")}, STRIPS
     ),
-    "embedded_gaussian": Variant("embedded Gaussian", EMBEDDED, BOTH),
+    "embedded_gaussian": Variant("embedded Gaussian", EMBEDDED, STRIPS),
     "dot_product": Variant("dot product", _non_local("dot_product")),
     "gaussian": Variant("Gaussian", _non_local("gaussian")),
     "concatenation": Variant("concatenation", CONCATENATION),
@@ -150,15 +150,15 @@ VARIANTS = {
         "concatenation, released init", {**CONCATENATION, **RELEASED}
     ),
     "global_context": Variant(
-        "global context", _of_family("GlobalContextBlock", INNER_RATIO=0.25), BOTH
+        "global context", _of_family("GlobalContextBlock", INNER_RATIO=0.25), STRIPS
     ),
-    "simplified": Variant("simplified", _of_family("SimplifiedNonLocalBlock"), BOTH),
-    "disentangled": Variant("disentangled", _of_family("DisentangledNonLocalBlock"), BOTH),
-    "criss_cross": Variant("criss-cross, twice", _of_family("CrissCrossBlock"), BOTH),
-    "efficient": Variant("efficient attention", _of_family("EfficientAttentionBlock"), BOTH),
-    "asymmetric": Variant("asymmetric", _of_family("AsymmetricNonLocalBlock"), BOTH),
-    "expectation_maximization": Variant("expectation-maximization", _of_family("EMABlock"), BOTH),
-    "latent_gnn": Variant("latent nodes", _of_family("LatentGNNBlock"), BOTH),
+    "simplified": Variant("simplified", _of_family("SimplifiedNonLocalBlock"), STRIPS),
+    "disentangled": Variant("disentangled", _of_family("DisentangledNonLocalBlock"), STRIPS),
+    "criss_cross": Variant("criss-cross, twice", _of_family("CrissCrossBlock"), STRIPS),
+    "efficient": Variant("efficient attention", _of_family("EfficientAttentionBlock"), STRIPS),
+    "asymmetric": Variant("asymmetric", _of_family("AsymmetricNonLocalBlock"), STRIPS),
+    "expectation_maximization": Variant("expectation-maximization", _of_family("EMABlock"), STRIPS),
+    "latent_gnn": Variant("latent nodes", _of_family("LatentGNNBlock"), STRIPS),
     "wider_head": Variant(
         "plain, wider head", {"MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [WIDER_CHANNELS] * 4}, LEGS
     ),

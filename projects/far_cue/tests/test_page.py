@@ -7,6 +7,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from far_cue import TASKS, Run, page, pictures, tables, variants_of, write_page
+from far_cue.variants import STRIPS
 from tests.data.kind_checks import registered_set
 
 from .results import write_result
@@ -19,6 +20,10 @@ def fill(output, variant, seed, accuracy):
     figures = {"target_AP": 30.0 + seed, "key_AP": 80.0, "targets_found": 90.0, "seconds": 60.0}
     work = Run("one_key", variant, seed)
     write_result(work, output, curve=curve, **figures | {"target_accuracy": accuracy})
+
+
+def cells_of(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
@@ -34,9 +39,8 @@ def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
     file = write_page(tmp_path, tmp_path / "docs", [1, 2, 3])
     text = file.read_text()
     assert "`make evidence`" in text and "THE COSTS" in text and "THE HEADS' COSTS" in text
-    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
-    rows = rows[1 : len(variants_of("one_key")) + 1]
-    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    rows = [cells_of(line) for line in text.splitlines() if line.startswith("| ")]
+    cells = {row[0]: row[1:] for row in rows[1 : len(variants_of("one_key")) + 1]}
     num_rows = sum(len(variants_of(task)) for task in TASKS)
     assert cells["plain"][:3] == ["2 of 3", "51.5 (50.0 to 53.0)", "90.0 (90.0 to 90.0)"]
     assert cells["plain"][3] == "31.5 (31.0 to 32.0)"
@@ -55,9 +59,8 @@ def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
 def test_a_seed_has_solved_a_task_from_90_percent_on(tmp_path):
     for seed, accuracy in ((1, 89.9), (2, 90.0), (3, 100.0)):
         fill(tmp_path, "embedded_gaussian", seed, accuracy)
-    results = {name: page.read_results(tmp_path, name, [1, 2, 3, 4]) for name in page.STRIPS}
-    rows = [line.strip("|").split("|") for line in tables.solved_table(results).splitlines()]
-    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    results = {name: page.read_results(tmp_path, name, [1, 2, 3, 4]) for name in STRIPS}
+    cells = {row[0]: row[1:] for row in map(cells_of, tables.solved_table(results).splitlines())}
     assert cells["model"] == ["one key", "matching key"]
     assert cells["embedded Gaussian"] == ["2 of 3", "not run yet"]
     assert "dot product" not in cells  # which is tried on one of them
@@ -95,7 +98,7 @@ def test_hidden_legs_are_reported(tmp_path, monkeypatch):
     text = write_page(tmp_path, tmp_path / "docs", [1]).read_text()
     section = text[text.index("## Hidden legs") :]
     row = next(line for line in section.splitlines() if line.startswith("| plain "))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    cells = cells_of(row)
     spreads = [f"{v:.1f} ({v:.1f} to {v:.1f})" for v in (51, 99, 100, 60, 90)]
     assert cells == ["plain", "1 of 1", *spreads]
     assert "docs/results_hidden_legs.png" in section and "attention_hidden_legs.png" not in section
