@@ -25,7 +25,16 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..errors import did_you_mean
 from .options import BlockOptions
-from .positions import as_autocast, as_map, channels, convolve, convolves, positions
+from .positions import (
+    as_autocast,
+    as_map,
+    channels,
+    channels_first,
+    channels_last,
+    convolve,
+    convolves,
+    positions,
+)
 from .recording import is_recorded
 
 NON_LOCAL_BLOCK_REGISTRY = Registry("NON_LOCAL_BLOCK")
@@ -227,7 +236,9 @@ class BaseNonLocalBlock(CNNBlockBase, ABC):
 
     def _project_out(self, y: Tensor, x: Tensor) -> Tensor:
         """norm(W_z y), (N, C, *S), of y (N, L, D)."""
-        if y.dtype == torch.float32 and not torch.jit.is_scripting():
+        if torch.jit.is_scripting():
+            z = self._apply_w_z(y, x)
+        elif y.dtype == torch.float32 and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):  # which would take y to half
                 z = self._apply_w_z(y, x)
         else:
@@ -236,16 +247,17 @@ class BaseNonLocalBlock(CNNBlockBase, ABC):
             # Detectron2's norms are for images; they see any positions as an image L high.
             if z.dtype == torch.float32:
                 z = z.to(self.out.weight.dtype)
-            z = self.norm(z.unsqueeze(-1))
-        return z.reshape(x.shape)
+            return self.norm(channels(z).unsqueeze(-1)).reshape(x.shape)
+        return z if z.dim() == x.dim() else z.reshape(x.shape)
 
     def _apply_w_z(self, y: Tensor, x: Tensor) -> Tensor:
-        """W_z y, (N, C, L), in y's precision and x's memory format."""
-        weight, bias = self.out.weight.to(y.dtype), self.out.bias
-        bias = None if bias is None else bias.to(y.dtype)
-        if convolves(y) and (y.stride(1) == 1) != (x.stride(1) == 1):  # y lies in memory as x does
-            return channels(convolve(as_map(y, x), weight, bias))
-        if is_recorded() or x.stride(1) == 1:  # channels last
+        """W_z y, (N, C, L) or (N, C, *S), in y's precision and x's memory format."""
+        weight, bias = self.out.weight, self.out.bias
+        if weight.dtype != y.dtype:
+            weight, bias = weight.to(y.dtype), None if bias is None else bias.to(y.dtype)
+        if convolves(y) and channels_first(y) != channels_last(x):  # y lies in memory as x does
+            return convolve(as_map(y, x), weight, bias)
+        if is_recorded() or channels_last(x):
             return F.linear(y, weight.flatten(1), bias).transpose(1, 2)
         y = y.transpose(1, 2)
         weight = weight.flatten(1).expand(y.shape[0], -1, -1)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .non_local import NonLocalBlock
+from .normalize import softmax_along
 from .options import BlockOptions
 from .pairwise import affinity, softmax
-from .positions import project_to_one
+from .positions import as_map, channels, project_to_one
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()
@@ -80,8 +81,8 @@ class DisentangledNonLocalBlock(NonLocalBlock):
         mask = self.conv_mask
         logits = project_to_one(self._checked(x), mask.weight, mask.bias)
         if self.sub_sample:
-            logits = self._halved(logits.transpose(1, 2), x).transpose(1, 2)
-        return logits.softmax(-1)
+            logits = channels(self._halved(as_map(logits.transpose(1, 2), x)))
+        return softmax_along(logits, -1)
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, D).
@@ -90,7 +91,7 @@ class DisentangledNonLocalBlock(NonLocalBlock):
         added to the values, of which there are fewer.
         """
         theta, phi, g = self._embed(x)
-        unary = torch.bmm(self._unary(x).to(g.dtype), g)  # (N, 1, D)
+        unary = torch.bmm(self._unary(x), g)  # (N, 1, D)
         if self.gamma is not None:
             g = self.gamma.to(g.dtype) * g
         return softmax(theta, phi, g + unary, self.scale)

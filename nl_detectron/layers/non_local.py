@@ -11,7 +11,7 @@ from .base import EMBEDDING_STD, NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .options import BlockOptions
 from .pairwise import DISTRIBUTIONS, affinity, non_local
 from .pooling import halve
-from .positions import as_map, positions, project
+from .positions import positions, project, project_to_map
 from .recording import is_exported
 
 
@@ -89,22 +89,26 @@ class NonLocalBlock(BaseNonLocalBlock):
         x = self._for_projections(x)
         # Each from a view of its own, whose gradients are then added up in place
         if self.theta is None or self.phi is None:
-            theta = phi = positions(x)
+            theta = positions(x)
+            phi = positions(self._halved(x)) if self.sub_sample else theta
         else:
             theta = project(x, self.theta.weight, self.theta.bias)
-            phi = project(x, self.phi.weight, self.phi.bias)
-        g = project(x, self.g.weight, self.g.bias)
-        if self.sub_sample:
-            phi, g = self._halved(phi, x), self._halved(g, x)
+            phi = self._keys(x, self.phi.weight, self.phi.bias)
+        g = self._keys(x, self.g.weight, self.g.bias)
         if self.w_f is not None:
             w_theta, w_phi = self.w_f.unsqueeze(-1).chunk(2)  # (D, 1) each
             theta, phi = _product(theta, w_theta), _product(phi, w_phi)
         return theta, phi, g
 
-    def _halved(self, rows: Tensor, x: Tensor) -> Tensor:
-        """Sub-sampled rows (N, M, channels) of those (N, L, channels) of x's positions."""
-        first_axis = 3 if self.dimension == 3 else 2  # not along time
-        return positions(halve(as_map(rows, x), first_axis))
+    def _keys(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A 1x1 convolution's result at the keys, (N, M, channels), of x (N, C, *S)."""
+        if not self.sub_sample:
+            return project(x, weight, bias)
+        return positions(self._halved(project_to_map(x, weight, bias)))
+
+    def _halved(self, x: Tensor) -> Tensor:
+        """Sub-sampled x (N, channels, *S)."""
+        return halve(x, 3 if self.dimension == 3 else 2)  # not along time
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, D), of x (N, C, *S); the embeddings are released on return.

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .recording import is_recorded
+
 
 def unit(x: Tensor, dim: int, *, p: float = 2.0) -> Tensor:
     """x with p-norm 1 along ``dim``, in x's dtype; zeros stay zeros.
@@ -10,9 +12,20 @@ def unit(x: Tensor, dim: int, *, p: float = 2.0) -> Tensor:
     In place of an epsilon, by which a gradient at zeros would be divided: features after a ReLU are
     zero at whole positions.
     """
-    single = x if x.dtype == torch.float64 else x.float()
-    length = torch.linalg.vector_norm(single, p, dim, keepdim=True)
-    return (single / length.masked_fill(length == 0, 1.0)).to(x.dtype)
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if half else x.dtype
+    length = torch.linalg.vector_norm(x, p, dim, keepdim=True, dtype=dtype)
+    if torch.is_grad_enabled() or is_recorded():
+        length = length.masked_fill(length == 0, 1.0)
+    else:  # in one step
+        length = length.clamp_min(torch.finfo(dtype).tiny)
+    y = x / length
+    return y.to(x.dtype) if half else y
+
+
+def softmax_along(x: Tensor, dim: int) -> Tensor:
+    """In x's dtype, which autocast would take to single precision."""
+    return torch.softmax(x, dim, dtype=x.dtype)
 
 
 def distribution(rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Shape shorthand in this module:
     D: channels of theta and phi
     E: channels of g
 
-Each kernel is exact and holds at most a tile of the (L, M) matrix f; :func:`affinity` alone returns
+Each kernel is exact and holds at most a part of the (L, M) matrix f; :func:`affinity` alone returns
 the matrix itself, for the queries it is asked for.
 """
 
@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .parts import softmax_in_parts
+from .positions import channels_first
 from .recording import is_exported, is_recorded
 from .symmetric import symmetric_softmax
 from .tiled import tiled_softmax
@@ -25,6 +27,7 @@ PAIRWISE_FUNCTIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatena
 # The two whose affinity is a distribution over the keys; the others' are signed or unbounded
 DISTRIBUTIONS = ("gaussian", "embedded_gaussian")
 FUSED_PAIRS = 2**26  # queries times keys; see softmax_kernel
+FLASH_CHANNELS = 256  # more than these, PyTorch's fastest kernels for GPUs do not take
 
 
 def non_local(
@@ -58,11 +61,13 @@ def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float, symmetric: bool
 
     In linear memory whichever the kernel.
     """
-    kernel = softmax_kernel(theta, phi, g, symmetric)
+    kernel = softmax_kernel(theta, phi, g, scale, symmetric)
     if kernel == "symmetric":
         return symmetric_softmax(theta, g, scale)
     if kernel == "tiled":
         return tiled_softmax(theta, phi, g, scale)
+    if kernel == "parts":
+        return softmax_in_parts(theta, phi, g, scale)
     y = fused_softmax(theta, phi, g, scale)
     if y.requires_grad and not is_recorded():
         # The copy that the kernel's backward pass would make, and hold beside the original
@@ -70,12 +75,18 @@ def softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float, symmetric: bool
     return y
 
 
-def softmax_kernel(theta: Tensor, phi: Tensor, g: Tensor, symmetric: bool) -> str:
-    """Which kernel computes the softmax best: "fused", "tiled" or "symmetric".
+def softmax_kernel(theta: Tensor, phi: Tensor, g: Tensor, scale: float, symmetric: bool) -> str:
+    """Which kernel computes the softmax best: "fused", "parts", "tiled" or "symmetric".
 
-    PyTorch's fused kernels are for CUDA, float16, whose logits they keep in single precision, and
-    what is recorded for any size. The others are for CPUs (measured on one thread and two, with
-    AVX2 and AVX-512, at 25x42 to 50x84, C = 1024):
+    What is recorded for any size is PyTorch's own function. On GPUs (measured on an H200):
+
+    - Of up to 256 channels in half precision the fused kernel is flash attention, the fastest.
+    - Of more, which flash does not take, PyTorch has one that takes five to ten times as long in
+      training as a few large products do, and 1.6 in inference: these are :mod:`.parts`.
+    - But float16 could not hold logits of many channels that nothing scales. The fused kernels
+      have them in single precision.
+
+    On CPUs (measured on one thread and two, with AVX2 and AVX-512, at 25x42 to 50x84, C = 1024):
 
     - Symmetric logits save the Gaussian without sub-sampling 1.2 to 1.6 of the fused time.
     - Values of other width than the keys, as of a sub-sampled Gaussian, would be padded for the
@@ -84,8 +95,16 @@ def softmax_kernel(theta: Tensor, phi: Tensor, g: Tensor, symmetric: bool) -> st
       backward pass runs samples in parallel and nothing within one, and 0.6 to 0.9 of the memory,
       as the fused one copies operands whose channels are not last. From :data:`FUSED_PAIRS` on,
       as on a res3 of 100x168, it takes 1.04 to 1.2 of the time, and the memory is the same.
+    - The other kernels have no logits in single precision, which float16 needs.
     """
-    if is_recorded() or theta.device.type != "cpu" or theta.dtype == torch.float16:
+    if is_recorded():
+        return "fused"
+    width = max(theta.shape[2], g.shape[2])
+    if theta.device.type != "cpu":
+        flash = theta.dtype in (torch.float16, torch.bfloat16) and width <= FLASH_CHANNELS
+        unscaled = theta.dtype == torch.float16 and scale >= 1
+        return "fused" if flash or unscaled else "parts"
+    if theta.dtype == torch.float16:
         return "fused"
     if symmetric:
         return "symmetric"
@@ -99,8 +118,7 @@ def fused_softmax(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor
 
     The operands are brought to the one form which these take on CPU and CUDA alike (a contiguous
     last dimension, one head dimension for all three, a multiple of 8). In any other form PyTorch
-    silently builds the full (L, M) matrix; so it does for float64 on CUDA, for which it has no
-    fused kernel.
+    silently builds the full (L, M) matrix.
     """
     channels = max(theta.shape[-1], g.shape[-1])
     channels = (channels + 7) // 8 * 8
@@ -135,7 +153,7 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         left, right = torch.bmm(theta, phi.transpose(1, 2)).div_(divisor), g
     else:
         left, right = theta, torch.bmm(phi.transpose(1, 2), g).div_(divisor)
-    if theta.stride(1) == 1:  # channels first in memory, and so is y then
+    if channels_first(theta):  # and so is y then
         return torch.bmm(right.transpose(1, 2), left.transpose(1, 2)).transpose(1, 2)
     return torch.bmm(left, right)
 

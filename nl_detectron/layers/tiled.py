@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .positions import channels_first
+
 # Elements of the (L, M) matrix that are held at once, few enough for a processor's caches; but at
 # least so many rows, as products of fewer are slow. Eight times as many take as long.
 TILE_ELEMENTS = 2**18
@@ -92,7 +94,7 @@ class _TiledSoftmax(torch.autograd.Function):
 def _rows_like(theta: Tensor, channels: int) -> Tensor:
     """Memory for (N, L, channels), in the layout of theta (N, L, D)."""
     samples, length = theta.shape[:2]
-    if theta.stride(1) == 1:
+    if channels_first(theta):
         return theta.new_empty(samples, channels, length).transpose(1, 2)
     return theta.new_empty(samples, length, channels)
 

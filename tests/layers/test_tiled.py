@@ -146,14 +146,14 @@ def test_of_many_pairs_the_fused_kernel_takes_those_it_is_faster_at(
     theta, phi = torch.randn(2, 2, 20, 8)
     g = torch.randn(2, 20, channels, requires_grad=requires_grad)
     expected = softmax(theta, phi, g, 0.5)
-    assert softmax_kernel(theta, phi, g, False) == "tiled"
+    assert softmax_kernel(theta, phi, g, 0.5, False) == "tiled"
     monkeypatch.setattr(pairwise, "FUSED_PAIRS", 20 * 20)
     torch.testing.assert_close(softmax(theta, phi, g, 0.5), expected)
-    assert softmax_kernel(theta, phi, g, False) == ("tiled" if channels == 4 else "fused")
-    assert softmax_kernel(theta, theta, g, True) == "symmetric"
-    assert softmax_kernel(theta.to(dtype), phi.to(dtype), g.to(dtype), False) == "tiled"
+    assert softmax_kernel(theta, phi, g, 0.5, False) == ("tiled" if channels == 4 else "fused")
+    assert softmax_kernel(theta, theta, g, 0.5, True) == "symmetric"
+    assert softmax_kernel(theta.to(dtype), phi.to(dtype), g.to(dtype), 0.5, False) == "tiled"
     half = (theta.half(), phi.half(), g.half())
-    assert softmax_kernel(*half, False) == softmax_kernel(*half, True) == "fused"
+    assert softmax_kernel(*half, 0.5, False) == softmax_kernel(*half, 0.5, True) == "fused"
 
 
 @pytest.mark.parametrize("channels_first", [False, True])
