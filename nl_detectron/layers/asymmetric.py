@@ -3,15 +3,28 @@
 Shape shorthand: N samples, C channels, L = H x W positions, D inner channels, M = 110 keys.
 """
 
+import functools
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .options import BlockOptions
 from .pairwise import affinity, softmax
-from .positions import project
+from .positions import channels, project
+from .recording import is_recorded
 
 BINS = (1, 3, 6, 8)  # keys are the means of 1x1, 3x3, 6x6 and 8x8 parts of the map
+# Where each level's rows of parts begin, and columns, among those of all
+STARTS = [sum(BINS[:level]) for level in range(len(BINS))]
+# Of all pairs of a column and a row of parts, those of one level, row by row: 110 of 324
+OF_ONE_LEVEL = [
+    (start + column) * sum(BINS) + start + row
+    for start, bins in zip(STARTS, BINS, strict=True)
+    for row in range(bins)
+    for column in range(bins)
+]
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()
@@ -56,8 +69,9 @@ class AsymmetricNonLocalBlock(BaseNonLocalBlock):
             theta = theta[:, queries]
         phi = project(pyramid(x), self.phi.weight, self.phi.bias)
         of_keys = affinity("embedded_gaussian", theta, phi, self.scale)
-        parts = [torch.kron(*(_means(x, axis, bins) for axis in (2, 3))) for bins in BINS]
-        return torch.matmul(of_keys, torch.cat(parts).to(of_keys.dtype))
+        levels = zip(_means(x, 2).split(BINS), _means(x, 3).split(BINS), strict=True)
+        parts = torch.cat([torch.kron(rows, columns) for rows, columns in levels])
+        return torch.matmul(of_keys, parts.to(of_keys.dtype))
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, D)."""
@@ -74,20 +88,30 @@ def pyramid(x: Tensor) -> Tensor:
 
     By products, as recorders bind adaptive pooling to sizes.
     """
-    columns = torch.cat([_means(x, 3, bins) for bins in BINS])
-    x = torch.matmul(x, columns.t())  # (N, C, H, all bins)
-    levels = []
-    for level, bins in zip(x.split(BINS, dim=3), BINS, strict=True):
-        means = torch.matmul(level.transpose(2, 3), _means(x, 2, bins).t())
-        levels.append(means.transpose(2, 3).reshape(x.shape[0], x.shape[1], bins * bins))
-    return torch.cat(levels, dim=2)
+    x = torch.matmul(x, _means(x, 3).t()).transpose(2, 3)  # (N, C, all bins, H)
+    x = torch.matmul(x, _means(x, 3).t())  # (N, C, all bins, all bins)
+    return channels(x).index_select(2, torch.tensor(OF_ONE_LEVEL, device=x.device))
 
 
-def _means(x: Tensor, axis: int, bins: int) -> Tensor:
-    """(bins, length), by which an axis of x is taken the means of its parts of."""
-    length = x.shape[axis]
-    cells = torch.arange(length, device=x.device)
-    part = torch.arange(bins, device=x.device).unsqueeze(1)
+def _means(x: Tensor, axis: int) -> Tensor:
+    """(all bins, length), by which an axis of x is taken the means of its parts of."""
+    if is_recorded():
+        return _means_of(x.shape[axis]).to(x.dtype)
+    # Kept, as a GPU would take longer to make them than for the rest of the block
+    means = torch.from_numpy(_kept_means(x.shape[axis]))
+    return means.to(x.device, x.dtype, non_blocking=True)
+
+
+def _means_of(length: int) -> Tensor:
+    cells = torch.arange(length)
+    bins = torch.tensor([count for count in BINS for _ in range(count)]).unsqueeze(1)
+    part = torch.cat([torch.arange(count) for count in BINS]).unsqueeze(1)
     first, end = part * length // bins, ((part + 1) * length + bins - 1) // bins
-    inside = ((cells >= first) & (cells < end)).to(x.dtype)
+    inside = ((cells >= first) & (cells < end)).double()
     return inside / inside.sum(1, keepdim=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_means(length: int) -> np.ndarray:
+    """No tensor, which would be of the mode of the first call: inference, or a recorder's."""
+    return _means_of(length).numpy()

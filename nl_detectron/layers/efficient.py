@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
+from .normalize import softmax_along
 from .options import BlockOptions
-from .positions import project
+from .positions import channels, project_to_map
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()
@@ -48,14 +49,14 @@ class EfficientAttentionBlock(BaseNonLocalBlock):
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """rho_q and rho_k, (N, D, L) each."""
-        theta = project(x, self.theta.weight, self.theta.bias).transpose(1, 2)
-        phi = project(x, self.phi.weight, self.phi.bias).transpose(1, 2)
-        return theta.softmax(1).to(x.dtype), phi.softmax(2).to(x.dtype)
+        theta = channels(project_to_map(x, self.theta.weight, self.theta.bias))
+        phi = channels(project_to_map(x, self.phi.weight, self.phi.bias))
+        return softmax_along(theta, 1), softmax_along(phi, 2)
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, D)."""
         x = self._for_projections(x)
         theta, phi = self._embed(x)
-        g = project(x, self.g.weight, self.g.bias)
-        context = torch.matmul(phi, g)  # (N, D, D)
-        return torch.matmul(context.transpose(1, 2), theta).transpose(1, 2)
+        g = channels(project_to_map(x, self.g.weight, self.g.bias))
+        context = torch.matmul(g, phi.transpose(1, 2))  # (N, D, D)
+        return torch.matmul(context, theta).transpose(1, 2)

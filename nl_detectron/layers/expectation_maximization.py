@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
-from .normalize import distribution, unit
+from .normalize import distribution, softmax_along, unit
 from .options import BlockOptions
 from .positions import project
 
@@ -87,11 +87,12 @@ class EMABlock(BaseNonLocalBlock):
             (N, Q, L), a distribution over q_j.
         """
         theta = self._embed(x)
-        shares, weights, means = self._find(theta, self.bases)
+        shares, sums = self._find(theta, self.bases)
+        lengths = sums.norm(dim=2).clamp(min=1e-6)  # (N, K)
+        of_keys = shares / lengths.unsqueeze(1)
         if queries is not None:
             shares = shares[:, queries]
-        lengths = means.norm(dim=2, keepdim=True).clamp(min=1e-6)
-        return distribution(torch.matmul(shares, weights.transpose(1, 2) / lengths))
+        return distribution(torch.matmul(shares, of_keys.transpose(1, 2)))
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, D)."""
@@ -99,8 +100,8 @@ class EMABlock(BaseNonLocalBlock):
 
     def _attend(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
         """y, (N, L, D), and the bases found, (N, K, D), from those given, (K, D)."""
-        shares, _, means = self._find(self._embed(x), bases)
-        found = unit(means, 2)
+        shares, sums = self._find(self._embed(x), bases)
+        found = unit(sums, 2)
         y = torch.matmul(found.transpose(1, 2), shares.transpose(1, 2)).relu()
         return y.transpose(1, 2), found
 
@@ -108,12 +109,11 @@ class EMABlock(BaseNonLocalBlock):
         """q, (N, L, D)."""
         return project(self._for_projections(x), self.theta.weight, self.theta.bias)
 
-    def _find(self, theta: Tensor, bases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the last iteration, s (N, L, K), the same over its sums along L, and the means of q
-        by these, (N, K, D)."""
+    def _find(self, theta: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the last iteration, s (N, L, K) and the sums of q by it, (N, K, D)."""
         bases, given = bases.to(theta.dtype), theta.detach()
         for _ in range(self.iterations - 1):
-            bases = unit(_iterate(given, bases)[2], 2)
+            bases = unit(_iterate(given, bases)[1], 2)
         return _iterate(theta, bases)
 
     @torch.no_grad()
@@ -129,7 +129,9 @@ class EMABlock(BaseNonLocalBlock):
         self.bases.copy_(torch.where(usable, moved, self.bases))
 
 
-def _iterate(theta: Tensor, bases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    shares = torch.matmul(theta, bases.transpose(-2, -1)).softmax(2).to(theta.dtype)
-    weights = unit(shares, 1, p=1.0)
-    return shares, weights, torch.matmul(weights.transpose(1, 2), theta)
+def _iterate(theta: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+    """s (N, L, K), and sum_i s_ik q_i, (N, K, D), of which only the direction counts."""
+    shares = softmax_along(torch.matmul(theta, bases.transpose(-2, -1)), 2)
+    if theta.dtype == torch.float16:  # whose range sums over positions would leave
+        theta = theta / theta.shape[1]
+    return shares, torch.matmul(shares.transpose(1, 2), theta)

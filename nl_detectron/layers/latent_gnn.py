@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
-from .normalize import distribution, unit
+from .normalize import distribution, softmax_along, unit
 from .options import BlockOptions
-from .positions import positions, project
+from .positions import as_map, channels, positions, project_to_map
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()
@@ -63,30 +63,31 @@ class LatentGNNBlock(BaseNonLocalBlock):
         """
         _, gather, spread, _, links = self._graph(x)
         if queries is not None:
-            spread = spread[:, queries]
-        return distribution(torch.matmul(spread, torch.matmul(links, gather.transpose(1, 2))))
+            spread = spread[:, :, queries]
+        return distribution(torch.matmul(spread.transpose(1, 2), torch.matmul(links, gather)))
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, D)."""
         _, _, spread, nodes, links = self._graph(x)
-        return self._layer("transform", torch.matmul(spread, torch.matmul(links, nodes))).relu()
+        y = torch.matmul(torch.matmul(links, nodes).transpose(1, 2), spread)  # (N, D, L)
+        return positions(self._layer("transform", as_map(y.transpose(1, 2), x)).relu())
 
     def _graph(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """v, (N, L, D); Phi and Psi, (N, L, K); the nodes, (N, K, D); A, (N, K, K)."""
-        rows = positions(self._for_projections(x))
-        v = unit(self._layer("g", rows), 2)
-        gather = unit(self._layer("phi", v).relu(), 1)
-        spread = unit(self._layer("psi", unit(self._layer("theta", rows), 2)).relu(), 2)
-        nodes = torch.matmul(gather.transpose(1, 2), v)
+        """v, (N, D, L); Phi and Psi, (N, K, L); the nodes, (N, K, D); A, (N, K, K)."""
+        x = self._for_projections(x)
+        v = unit(self._layer("g", x), 1)
+        gather = unit(channels(self._layer("phi", v).relu()), 2)
+        spread = unit(self._layer("psi", unit(self._layer("theta", x), 1)).relu(), 1)
+        nodes = torch.matmul(gather, positions(v))
         directions = unit(nodes, 2)
-        links = torch.matmul(directions, directions.transpose(1, 2)).softmax(2).to(v.dtype)
-        return v, gather, spread, nodes, links
+        links = softmax_along(torch.matmul(directions, directions.transpose(1, 2)), 2)
+        return channels(v), gather, channels(spread), nodes, links
 
-    def _layer(self, name: str, rows: Tensor) -> Tensor:
-        """(N, L, made) of rows (N, L, given), by the child of this name and its norm."""
+    def _layer(self, name: str, x: Tensor) -> Tensor:
+        """(N, made, *S) of x (N, given, *S), by the child of this name and its norm."""
         conv, norm = getattr(self, name), getattr(self, f"{name}_norm")
-        rows = project(rows.transpose(1, 2), conv.weight, conv.bias)
+        made = project_to_map(x, conv.weight, conv.bias)
         if norm is None:
-            return rows
-        maps = norm(rows.transpose(1, 2).unsqueeze(-1))  # of which Detectron2's norms are
-        return maps.squeeze(-1).transpose(1, 2)
+            return made
+        image = norm(channels(made).unsqueeze(-1))  # Detectron2's norms are for images
+        return image.reshape(made.shape)

@@ -101,8 +101,8 @@ def test_gradients_are_those_of_the_last_iteration():
     last.iterations = 1
     with torch.no_grad():
         for _ in range(2):
-            _, _, means = last._find(last._embed(x), last.bases)
-            last.bases = nn.functional.normalize(means[0], dim=1)
+            _, sums = last._find(last._embed(x), last.bases)
+            last.bases = nn.functional.normalize(sums[0], dim=1)
     for ema in (three, last):
         ema(x).square().sum().backward()
     for expected, actual in zip(three.parameters(), last.parameters(), strict=True):

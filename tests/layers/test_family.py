@@ -26,6 +26,7 @@ from nl_detectron.layers import (
     tiled,
 )
 from nl_detectron.layers.options import CONFIG_OPTIONS
+from tests.gpus import needs_gpu
 
 from .family_reference import REFERENCES, reference
 
@@ -166,10 +167,10 @@ def drawn(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """What the blocks draw from, (N, L, D), and what they draw, before the ReLU."""
     if isinstance(block, EMABlock):
         values = block._embed(x)
-        shares, _, means = block._find(values, block.bases)
-        return values, shares @ nn.functional.normalize(means, dim=2)
+        shares, sums = block._find(values, block.bases)
+        return values, shares @ nn.functional.normalize(sums, dim=2)
     values, _, spread, nodes, links = block._graph(x)
-    return values, spread @ links @ nodes
+    return values.mT, spread.mT @ links @ nodes
 
 
 def values_of(block: nn.Module, x: Tensor) -> Tensor:
@@ -206,6 +207,46 @@ def test_no_samples_autocast_and_memory_formats(kind):
     assert float((z - expected).norm() / expected.norm()) < 0.03
     z.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+
+
+def output_and_gradients(block: nn.Module, x: Tensor, **autocast) -> list[Tensor]:
+    """z, the gradient of x and that of all parameters."""
+    x = x.clone().requires_grad_()
+    with torch.autocast(x.device.type, **autocast):
+        z = block(x)
+    # Of size 1, for float16's range
+    dz = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).reshape(z.shape).cos().to(z.device)
+    dx, *others = torch.autograd.grad(z, [x, *block.parameters()], dz)
+    parts = (z, dx, torch.cat([gradient.flatten() for gradient in others]))
+    return [part.detach().cpu().double() for part in parts]
+
+
+@needs_gpu
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("samples", [0, 2])
+@pytest.mark.parametrize("width", [16, 640])  # flash attention takes half of 16, not of 640
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_as_on_a_cpu(kind, width, samples, memory_format):
+    """In double precision exactly, in single and half to what these hold."""
+    block = build_block(width, options=BlockOptions(block=kind, zero_init=False)).double().eval()
+    for parameter in block.parameters():  # of the size of trained ones
+        nn.init.normal_(parameter, std=max(parameter[0].numel(), 1) ** -0.5)
+    x = torch.randn(samples, width, 9, 7, dtype=torch.float64)
+    x = x.to(memory_format=memory_format)
+    expected = output_and_gradients(block, x, enabled=False)
+    block, x = block.cuda(), x.cuda()
+    actual = output_and_gradients(block, x, enabled=False)
+    torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-9)
+    for bound, autocast in (
+        (1e-4, {"enabled": False}),
+        (0.25, {"dtype": torch.bfloat16}),
+        (0.05, {"dtype": torch.float16}),
+    ):
+        block, x = block.float(), x.float()
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            actual = output_and_gradients(block, x, **autocast)
+        for ours, theirs in zip(actual, expected, strict=True):
+            assert (ours - theirs).norm() <= bound * theirs.norm()
 
 
 @pytest.mark.parametrize("kind", FAMILY)
@@ -292,7 +333,7 @@ def test_flops_are_the_closed_forms():
         + positions * (channels + inner),
         "CrissCrossBlock": 2 * (2 * products + cross + positions * channels**2),
         # Means along rows, then columns; the embeddings of 110 keys; the products with these
-        "AsymmetricNonLocalBlock": channels * (18 * positions + 110 * height)
+        "AsymmetricNonLocalBlock": channels * (18 * positions + 18**2 * height)
         + 2 * products
         + 2 * 110 * channels * inner
         + 2 * 110 * positions * inner,
