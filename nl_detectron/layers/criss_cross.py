@@ -7,13 +7,13 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
+from .normalize import softmax_along
 from .options import BlockOptions
-from .positions import positions, project
+from .positions import channels_last, convolves, positions, project, project_to_map
 from .recording import is_recorded
 
 
@@ -73,19 +73,25 @@ class CrissCrossBlock(BaseNonLocalBlock):
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """y, (N, L, C)."""
-        x = self._checked(x).permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
-        height, width = x.shape[1:3]
-        q = F.linear(x, self.theta.weight.flatten(1), self.theta.bias) * self.scale
-        k = F.linear(x, self.phi.weight.flatten(1), self.phi.bias)
+        x = self._checked(x)
+        rows = x.permute(0, 2, 3, 1)  # (N, H, W, C)
+        if not convolves(x):
+            rows = rows.contiguous()  # copied once, and not by each layer
+            x = rows.permute(0, 3, 1, 2)
+        # Few channels, so that copies are small
+        q = project_to_map(x, self.theta.weight, self.theta.bias).permute(0, 2, 3, 1) * self.scale
+        k = project_to_map(x, self.phi.weight, self.phi.bias).permute(0, 2, 3, 1)
         by_row = torch.matmul(q, k.transpose(2, 3))  # (N, H, W, W)
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         by_column = torch.matmul(q, k.transpose(2, 3))  # (N, W, H, H)
-        cells = torch.arange(height, device=x.device)
+        cells = torch.arange(x.shape[2], device=x.device)
         itself = cells.unsqueeze(1) == cells  # in the row already
         by_column = by_column.masked_fill(itself, -math.inf).transpose(1, 2)  # (N, H, W, H)
-        weights = torch.cat([by_row, by_column], dim=3).softmax(3).to(x.dtype)
-        y = _sums_over_crosses(weights, x)
-        return positions(y.permute(0, 3, 1, 2))
+        weights = softmax_along(torch.cat([by_row, by_column], dim=3), 3)
+        y = _sums_over_crosses(weights, rows).permute(0, 3, 1, 2)
+        if convolves(x) and not channels_last(x):
+            y = y.contiguous()  # as the convolution after it takes it
+        return positions(y)
 
 
 def _sums_over_crosses(weights: Tensor, x: Tensor) -> Tensor:
@@ -103,10 +109,14 @@ def _sums_over_crosses(weights: Tensor, x: Tensor) -> Tensor:
 
 
 class _CrossSums(torch.autograd.Function):
-    """Sums over rows, to which those over columns are added in place; so for the gradient of x."""
+    """Sums over rows, to which those over columns are added in place; so for the gradient of x.
+
+    Both need channels last in memory: a copy of x, which is made anew in the backward pass.
+    """
 
     @staticmethod
     def forward(weights: Tensor, x: Tensor) -> Tensor:
+        x = x.contiguous()
         y = torch.empty_like(x)
         for n in range(x.shape[0]):
             by_row, by_column = _split(weights[n])
@@ -122,6 +132,7 @@ class _CrossSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         weights, x = ctx.saved_tensors
+        x = x.contiguous()
         dweights, dx = torch.empty_like(weights), torch.empty_like(x)
         for n in range(x.shape[0]):
             (by_row, by_column), (dby_row, dby_column) = _split(weights[n]), _split(dweights[n])
