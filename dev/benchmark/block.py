@@ -12,8 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
 from nl_detectron.layers import PAIRWISE_FUNCTIONS, NonLocalBlock
+from nl_detectron.layers.parts import softmax_in_parts
 
-from .measure import MatrixProduct, alternate, peak_memory
+from .measure import MatrixProduct, alternate, peak_memory, seconds
 from .table import NOT_MEASURED, Table, dtypes, text_of
 
 RES4, RES3 = (50, 84), (100, 168)  # of 800x1333 pixels
@@ -126,7 +127,7 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
     """
     maps = MAPS[:1] if quick else MAPS
     cells = time_cells(maps, quick=quick, device=device)
-    yield time_table(cells, device, seconds=0.5 if quick else 2.0)
+    yield time_table(cells, device, seconds=seconds(2.0, quick=quick, device=device))
     yield memory_table(memory_cells(maps[:1] if quick else (RES4, RES3)), device)
     yield linear_table([(1, 1024), (1, 4096)] if quick else LENGTHS, device)
     yield attention_table(device)
@@ -239,34 +240,40 @@ def linear_table(sizes: list[tuple[int, int]], device: str) -> Table:
 
 def attention_table(device: str) -> Table:
     """PyTorch's kernels for the head dimension of a block after res4, which flash does not take."""
-    cells = list(itertools.product((torch.bfloat16, torch.float16), (RES4, RES3)))
     rows = []
-    for dtype, (height, width) in cells:
-        label = (f"{height}x{width}", str(dtype).removeprefix("torch."))
+    for dtype, size, training in itertools.product(
+        (torch.bfloat16, torch.float16), (RES4, RES3), (False, True)
+    ):
+        step = "training" if training else "inference"
+        label = (step, f"{size[0]}x{size[1]}", str(dtype).removeprefix("torch."))
         if device == "cpu":
-            rows.append((*label, *[NOT_MEASURED] * (len(ATTENTION) + 1)))
+            rows.append((*label, *[NOT_MEASURED] * (len(ATTENTION) + 2)))
             continue
-        q, k, v = torch.randn(3, 1, 1, height * width, 512, device=device, dtype=dtype)
-        functions = {}
-        for name, attend in ATTENTION.items():
-            if _runs(attend, q, k, v):
-                functions[name] = lambda attend=attend, q=q, k=k, v=v: attend(q, k, v)
+        operands = torch.randn(3, 1, 1, size[0] * size[1], 512, device=device, dtype=dtype)
+        steps = {name: _attention_step(at, operands, training) for name, at in ATTENTION.items()}
+        functions = {name: step for name, step in steps.items() if _runs(step)}
         times = alternate(functions, seconds=1.0, device=device)
-        memory = peak_memory(functions["default"], device=device)
+        memory = [peak_memory(functions[name], device=device) for name in list(ATTENTION)[:2]]
         rows.append(
             (
                 *label,
                 *(f"{1e3 * times[name]:.3f}" if name in times else "-" for name in ATTENTION),
-                f"{memory / 1e6:.0f}",
+                *(f"{peak / 1e6:.0f}" for peak in memory),
             )
         )
     title = "Backends of attention on CUDA"
-    return Table(
-        title,
-        text_of(title),
-        ("map", "dtype", *ATTENTION, "peak memory of default (MB)"),
-        rows,
-    )
+    memory_of = (f"{name} (MB)" for name in list(ATTENTION)[:2])
+    return Table(title, text_of(title), ("step", "map", "dtype", *ATTENTION, *memory_of), rows)
+
+
+def _attention_step(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor], operands: Tensor, training: bool
+) -> Callable[[], object]:
+    q, k, v = (x.clone().requires_grad_(training) for x in operands)
+    if not training:
+        return lambda: attend(q, k, v)
+    gradient = torch.randn_like(q)
+    return lambda: torch.autograd.grad(attend(q, k, v), (q, k, v), gradient)
 
 
 def extra_memory(module: nn.Module, cell: Cell, device: str) -> int:
@@ -321,6 +328,11 @@ def _attend(*backends: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]
     return attend
 
 
+def _in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.squeeze(1) for x in (q, k, v))
+    return softmax_in_parts(q, k, v, q.shape[2] ** -0.5).unsqueeze(1)
+
+
 def _flash_on_halves(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     attend = _attend(SDPBackend.FLASH_ATTENTION)
     q, k = q[..., :256], k[..., :256]
@@ -328,7 +340,8 @@ def _flash_on_halves(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "default": scaled_dot_product_attention,
+    "the block's": _in_parts,
+    "PyTorch's choice": scaled_dot_product_attention,
     "math": _attend(SDPBackend.MATH),
     "memory-efficient": _attend(SDPBackend.EFFICIENT_ATTENTION),
     "cuDNN": _attend(SDPBackend.CUDNN_ATTENTION),
@@ -336,9 +349,9 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def _runs(attend: Callable[[Tensor, Tensor, Tensor], Tensor], *operands: Tensor) -> bool:
+def _runs(step: Callable[[], object]) -> bool:
     try:
-        attend(*operands)
+        step()
     except RuntimeError:  # there is no such kernel for these operands
         return False
     return True

@@ -26,7 +26,7 @@ from nl_detectron.layers import (
 
 from . import family_peers as peers
 from .block import MAPS, step_of
-from .measure import alternate, peak_memory
+from .measure import alternate, peak_memory, seconds
 from .table import Table, text_of
 
 
@@ -131,9 +131,8 @@ PAIRS = (
 
 def tables(*, quick: bool, device: str) -> Iterator[Table]:
     """Time and memory of each pair."""
-    yield family_table(
-        cells(MAPS[:1] if quick else MAPS[:2]), device, seconds=0.5 if quick else 3.0
-    )
+    maps = MAPS[:1] if quick else MAPS[:2]
+    yield family_table(cells(maps), device, seconds=seconds(3.0, quick=quick, device=device))
 
 
 def cells(maps: tuple[tuple[int, int], ...], channels: int = 1024) -> Iterator[Cell]:

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # large enough for the best rate of a matrix product
+
+
+def seconds(full: float, *, quick: bool, device: str) -> float:
+    """For a cell: as many on a CPU; a GPU does in a few tenths what that does in them."""
+    return 0.5 if quick else full if device == "cpu" else 0.3
 
 
 class MatrixProduct:
@@ -38,9 +44,11 @@ def alternate(
     at_most: int = 100,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Median time of each function, in seconds, over runs in turns: a, b, c, a, b, c, ...
+    """Median time of each function, in seconds, over rounds of one run each.
 
-    What slows the machine for a while then slows all of them. The first round does not count where
+    What slows the machine for a while then slows all of them; and by an order that changes from
+    round to round, none always follows the one that leaves caches and clocks at their worst. The
+    first round does not count where
     there was time for more than are asked for; of three slow ones the median does without it.
 
     Args:
@@ -52,9 +60,11 @@ def alternate(
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     rounds, end = 0, time.perf_counter() + seconds
+    turns, shuffled = list(functions), random.Random(0)
     while rounds < at_least or (rounds < at_most and time.perf_counter() < end):
-        for name, function in functions.items():
-            times[name].append(_time(function, device))
+        for name in turns:
+            times[name].append(_time(functions[name], device))
+        shuffled.shuffle(turns)
         rounds += 1
     first = 1 if rounds > at_least else 0
     return {name: statistics.median(values[first:]) for name, values in times.items()}
@@ -68,6 +78,7 @@ def peak_memory(function: Callable[[], object], *, device: str = "cpu") -> int:
     counted. What ``function`` returns counts.
     """
     if device != "cpu":
+        start_libraries(device)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -75,6 +86,12 @@ def peak_memory(function: Callable[[], object], *, device: str = "cpu") -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     return max(itertools.accumulate(_allocations(function)), default=0)
+
+
+def start_libraries(device: str) -> None:
+    """Has cuBLAS allocate what it keeps, which is no function's own."""
+    a = torch.zeros(64, 64, device=device)
+    torch.addmm(a[0], a, a)
 
 
 def held_memory(function: Callable[[], object], *, device: str = "cpu") -> int:
