@@ -90,7 +90,8 @@ def pyramid(x: Tensor) -> Tensor:
     """
     x = torch.matmul(x, _means(x, 3).t()).transpose(2, 3)  # (N, C, all bins, H)
     x = torch.matmul(x, _means(x, 3).t())  # (N, C, all bins, all bins)
-    return channels(x).index_select(2, torch.tensor(OF_ONE_LEVEL, device=x.device))
+    own = torch.tensor(OF_ONE_LEVEL).to(x.device, non_blocking=True)  # no wait for what runs
+    return channels(x).index_select(2, own)
 
 
 def _means(x: Tensor, axis: int) -> Tensor:
