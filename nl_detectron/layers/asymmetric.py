@@ -12,7 +12,8 @@ from torch import Tensor
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .options import BlockOptions
 from .pairwise import affinity, softmax
-from .positions import channels, project
+from .positions import channels
+from .projection import project
 from .recording import is_recorded
 
 BINS = (1, 3, 6, 8)  # keys are the means of 1x1, 3x3, 6x6 and 8x8 parts of the map

@@ -25,16 +25,8 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from ..errors import did_you_mean
 from .options import BlockOptions
-from .positions import (
-    as_autocast,
-    as_map,
-    channels,
-    channels_first,
-    channels_last,
-    convolve,
-    convolves,
-    positions,
-)
+from .positions import as_autocast, as_map, channels, channels_first, channels_last, positions
+from .projection import convolve, convolves
 from .recording import is_recorded
 
 NON_LOCAL_BLOCK_REGISTRY = Registry("NON_LOCAL_BLOCK")

@@ -7,13 +7,15 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .normalize import softmax_along
 from .options import BlockOptions
-from .positions import channels_last, convolves, positions, project, project_to_map
+from .positions import channels_last, positions
+from .projection import convolve, convolves, project
 from .recording import is_recorded
 
 
@@ -75,12 +77,13 @@ class CrissCrossBlock(BaseNonLocalBlock):
         """y, (N, L, C)."""
         x = self._checked(x)
         rows = x.permute(0, 2, 3, 1)  # (N, H, W, C)
-        if not convolves(x):
+        if convolves(x):  # to few channels, so that the products' copies of these are small
+            q = convolve(x, self.theta.weight, self.theta.bias).permute(0, 2, 3, 1) * self.scale
+            k = convolve(x, self.phi.weight, self.phi.bias).permute(0, 2, 3, 1)
+        else:
             rows = rows.contiguous()  # copied once, and not by each layer
-            x = rows.permute(0, 3, 1, 2)
-        # Few channels, so that copies are small
-        q = project_to_map(x, self.theta.weight, self.theta.bias).permute(0, 2, 3, 1) * self.scale
-        k = project_to_map(x, self.phi.weight, self.phi.bias).permute(0, 2, 3, 1)
+            q = F.linear(rows, self.theta.weight.flatten(1), self.theta.bias) * self.scale
+            k = F.linear(rows, self.phi.weight.flatten(1), self.phi.bias)
         by_row = torch.matmul(q, k.transpose(2, 3))  # (N, H, W, W)
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         by_column = torch.matmul(q, k.transpose(2, 3))  # (N, W, H, H)

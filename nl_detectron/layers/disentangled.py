@@ -13,7 +13,8 @@ from .non_local import NonLocalBlock
 from .normalize import softmax_along
 from .options import BlockOptions
 from .pairwise import affinity, softmax
-from .positions import as_map, channels, project_to_one
+from .positions import as_map, channels
+from .projection import project_to_one
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()

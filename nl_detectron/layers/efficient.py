@@ -9,7 +9,8 @@ from torch import Tensor
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .normalize import softmax_along
 from .options import BlockOptions
-from .positions import channels, project_to_map
+from .positions import channels
+from .projection import project_to_map
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()

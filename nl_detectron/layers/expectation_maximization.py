@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .normalize import distribution, softmax_along, unit
 from .options import BlockOptions
-from .positions import project
+from .projection import project
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()

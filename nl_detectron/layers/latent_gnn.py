@@ -10,7 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .normalize import distribution, softmax_along, unit
 from .options import BlockOptions
-from .positions import as_map, channels, positions, project_to_map
+from .positions import as_map, channels, positions
+from .projection import project_to_map
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()

@@ -11,7 +11,8 @@ from .base import EMBEDDING_STD, NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .options import BlockOptions
 from .pairwise import DISTRIBUTIONS, affinity, non_local
 from .pooling import halve
-from .positions import positions, project, project_to_map
+from .positions import positions
+from .projection import project, project_to_map
 from .recording import is_exported
 
 

@@ -35,7 +35,7 @@ def softmax_in_parts(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Ten
     pairs = theta.shape[1] * phi.shape[1]  # of a sample
     if theta.shape[0] * pairs <= PART:
         return _attend(theta, phi, g, scale)
-    attend: Callable[[Tensor, Tensor, Tensor, float], Tensor] = _attend
+    attend: Callable[..., Tensor] = _attend
     if torch.is_grad_enabled():
         attend = partial(recomputed, _attend, use_reentrant=False, preserve_rng_state=False)
     samples = max(1, PART // pairs)

@@ -6,7 +6,6 @@ Shape shorthand: N samples, C channels, S axes of space or time, L positions (th
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .recording import is_recorded
@@ -49,49 +48,6 @@ def channels(x: Tensor) -> Tensor:
     if is_recorded():
         return _recorded_channels(x)
     return x.flatten(2)
-
-
-def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1x1 convolution's result, (N, L, channels), of x (N, C, *S)."""
-    if convolves(x):
-        return positions(convolve(x, weight, bias))
-    return F.linear(positions(x), weight.flatten(1), bias)
-
-
-def project_to_map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The same as (N, channels, *S)."""
-    if convolves(x):
-        return convolve(x, weight, bias)
-    return as_map(project(x, weight, bias), x)
-
-
-def convolves(x: Tensor) -> bool:
-    """Whether 1x1 convolutions of x are computed as such, and not as the linear layers they are.
-
-    On CPUs, in single precision: PyTorch's convolutions are oneDNN's and its products MKL's, which
-    uses half of AVX-512 on AMD's processors. There a convolution takes half of the time, elsewhere
-    about the same. On GPUs always, where ``torch.backends.cudnn.allow_tf32`` holds for it as for
-    any other layer of a detector. What is recorded has one form for all runtimes.
-    """
-    if torch.jit.is_scripting() or is_recorded():
-        return False
-    return x.device.type != "cpu" or x.dtype == torch.float32
-
-
-@torch.jit.unused
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1x1 convolution of x (N, C, *S), of whatever axes S, in x's memory format."""
-    axes = x.dim() - 2
-    if weight.dim() != x.dim():
-        weight = weight.reshape(*weight.shape[:2], *[1] * axes)
-    return (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, weight, bias)
-
-
-def project_to_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """That of a convolution to a single channel, (N, 1, L), for which x is never copied."""
-    weight = weight.flatten(1).to(x.dtype).expand(x.shape[0], -1, -1)
-    logits = torch.bmm(weight, channels(x))
-    return logits if bias is None else logits + bias.to(x.dtype)
 
 
 @torch.jit.unused

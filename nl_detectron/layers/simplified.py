@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .base import NON_LOCAL_BLOCK_REGISTRY, BaseNonLocalBlock
 from .options import BlockOptions
-from .positions import channels, project_to_one
+from .positions import channels
+from .projection import project_to_one
 
 
 @NON_LOCAL_BLOCK_REGISTRY.register()
