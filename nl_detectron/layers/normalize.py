@@ -6,15 +6,15 @@ from torch import Tensor
 from .recording import is_recorded
 
 
-def unit(x: Tensor, dim: int, *, p: float = 2.0) -> Tensor:
-    """x with p-norm 1 along ``dim``, in x's dtype; zeros stay zeros.
+def unit(x: Tensor, dim: int) -> Tensor:
+    """x of length 1 along ``dim``, in x's dtype; zeros stay zeros.
 
     In place of an epsilon, by which a gradient at zeros would be divided: features after a ReLU are
     zero at whole positions.
     """
     half = x.dtype in (torch.float16, torch.bfloat16)
     dtype = torch.float32 if half else x.dtype
-    length = torch.linalg.vector_norm(x, p, dim, keepdim=True, dtype=dtype)
+    length = torch.linalg.vector_norm(x, 2, dim, keepdim=True, dtype=dtype)
     if torch.is_grad_enabled() or is_recorded():
         length = length.masked_fill(length == 0, 1.0)
     else:  # in one step

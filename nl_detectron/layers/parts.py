@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from .normalize import softmax_along
 from .positions import channels_first
 
 PART = 2**25  # pairs of a query and a key that are held at once: 134 MB in single precision
@@ -55,8 +56,7 @@ def _attend(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
         if channels_first(theta):
             return torch.bmm(g.mT, weights.mT).mT
         return torch.bmm(weights, g)
-    # The dtype is given, as autocast would choose another
-    weights = torch.softmax(weights, -1, dtype=weights.dtype)
+    weights = softmax_along(weights, -1)
     y = torch.bmm(weights, g)
     # Copied, as by the other product the gradient of the weights would have to be, which is larger
     return y.mT.contiguous().mT if channels_first(theta) else y

@@ -49,9 +49,8 @@ def convolves(x: Tensor) -> bool:
 @torch.jit.unused
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution of x (N, C, *S), of whatever axes S, in x's memory format."""
-    axes = x.dim() - 2
     if weight.dim() != x.dim():
-        weight = weight.reshape(*weight.shape[:2], *[1] * axes)
+        weight = weight.reshape(*weight.shape[:2], *[1] * (x.dim() - 2))
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad) and _is_copied(x):
         return _InParts.apply(x, weight, bias)
     return _convolution(x, weight, bias)
