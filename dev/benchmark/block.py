@@ -7,15 +7,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
 from nl_detectron.layers import PAIRWISE_FUNCTIONS, NonLocalBlock
-from nl_detectron.layers.parts import softmax_in_parts
 
-from .measure import MatrixProduct, alternate, peak_memory, seconds
-from .table import NOT_MEASURED, Table, dtypes, text_of
+from .attention import attention_table
+from .measure import MatrixProduct, alternate, cell_seconds, peak_memory
+from .table import Table, dtypes, text_of
 
 RES4, RES3 = (50, 84), (100, 168)  # of 800x1333 pixels
 MAPS = ((25, 42), RES4, (84, 84), RES3)
@@ -127,10 +125,10 @@ def tables(*, quick: bool, device: str) -> Iterator[Table]:
     """
     maps = MAPS[:1] if quick else MAPS
     cells = time_cells(maps, quick=quick, device=device)
-    yield time_table(cells, device, seconds=seconds(2.0, quick=quick, device=device))
+    yield time_table(cells, device, seconds=cell_seconds(2.0, quick=quick, device=device))
     yield memory_table(memory_cells(maps[:1] if quick else (RES4, RES3)), device)
     yield linear_table([(1, 1024), (1, 4096)] if quick else LENGTHS, device)
-    yield attention_table(device)
+    yield attention_table((RES4, RES3), device)
 
 
 def time_cells(maps: tuple[tuple[int, int], ...], *, quick: bool, device: str) -> Iterator[Cell]:
@@ -238,44 +236,6 @@ def linear_table(sizes: list[tuple[int, int]], device: str) -> Table:
     )
 
 
-def attention_table(device: str) -> Table:
-    """PyTorch's kernels for the head dimension of a block after res4, which flash does not take."""
-    rows = []
-    for dtype, size, training in itertools.product(
-        (torch.bfloat16, torch.float16), (RES4, RES3), (False, True)
-    ):
-        step = "training" if training else "inference"
-        label = (step, f"{size[0]}x{size[1]}", str(dtype).removeprefix("torch."))
-        if device == "cpu":
-            rows.append((*label, *[NOT_MEASURED] * (len(ATTENTION) + 2)))
-            continue
-        operands = torch.randn(3, 1, 1, size[0] * size[1], 512, device=device, dtype=dtype)
-        steps = {name: _attention_step(at, operands, training) for name, at in ATTENTION.items()}
-        functions = {name: step for name, step in steps.items() if _runs(step)}
-        times = alternate(functions, seconds=1.0, device=device)
-        memory = [peak_memory(functions[name], device=device) for name in list(ATTENTION)[:2]]
-        rows.append(
-            (
-                *label,
-                *(f"{1e3 * times[name]:.3f}" if name in times else "-" for name in ATTENTION),
-                *(f"{peak / 1e6:.0f}" for peak in memory),
-            )
-        )
-    title = "Backends of attention on CUDA"
-    memory_of = (f"{name} (MB)" for name in list(ATTENTION)[:2])
-    return Table(title, text_of(title), ("step", "map", "dtype", *ATTENTION, *memory_of), rows)
-
-
-def _attention_step(
-    attend: Callable[[Tensor, Tensor, Tensor], Tensor], operands: Tensor, training: bool
-) -> Callable[[], object]:
-    q, k, v = (x.clone().requires_grad_(training) for x in operands)
-    if not training:
-        return lambda: attend(q, k, v)
-    gradient = torch.randn_like(q)
-    return lambda: torch.autograd.grad(attend(q, k, v), (q, k, v), gradient)
-
-
 def extra_memory(module: nn.Module, cell: Cell, device: str) -> int:
     """Peak bytes of one step beyond output and, in training, gradients of input and parameters."""
     step = step_of(module, cell, device)
@@ -318,43 +278,6 @@ class Textbook(nn.Module):
             f = (theta @ phi * theta.shape[2] ** -0.5).softmax(dim=-1)
         y = (f @ g).transpose(1, 2).unflatten(2, x.shape[2:])
         return x + self.out(y)
-
-
-def _attend(*backends: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(list(backends)):
-            return scaled_dot_product_attention(q, k, v)
-
-    return attend
-
-
-def _in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (x.squeeze(1) for x in (q, k, v))
-    return softmax_in_parts(q, k, v, q.shape[2] ** -0.5).unsqueeze(1)
-
-
-def _flash_on_halves(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    attend = _attend(SDPBackend.FLASH_ATTENTION)
-    q, k = q[..., :256], k[..., :256]
-    return torch.cat([attend(q, k, half) for half in v.chunk(2, dim=-1)], dim=-1)
-
-
-ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "the block's": _in_parts,
-    "PyTorch's choice": scaled_dot_product_attention,
-    "math": _attend(SDPBackend.MATH),
-    "memory-efficient": _attend(SDPBackend.EFFICIENT_ATTENTION),
-    "cuDNN": _attend(SDPBackend.CUDNN_ATTENTION),
-    "flash on halves": _flash_on_halves,
-}
-
-
-def _runs(step: Callable[[], object]) -> bool:
-    try:
-        step()
-    except RuntimeError:  # there is no such kernel for these operands
-        return False
-    return True
 
 
 def _ours(cell: Cell) -> nn.Module:

@@ -26,7 +26,7 @@ from nl_detectron.layers import (
 
 from . import family_peers as peers
 from .block import MAPS, step_of
-from .measure import alternate, peak_memory, seconds
+from .measure import alternate, cell_seconds, peak_memory
 from .table import Table, text_of
 
 
@@ -132,7 +132,7 @@ PAIRS = (
 def tables(*, quick: bool, device: str) -> Iterator[Table]:
     """Time and memory of each pair."""
     maps = MAPS[:1] if quick else MAPS[:2]
-    yield family_table(cells(maps), device, seconds=seconds(3.0, quick=quick, device=device))
+    yield family_table(cells(maps), device, seconds=cell_seconds(3.0, quick=quick, device=device))
 
 
 def cells(maps: tuple[tuple[int, int], ...], channels: int = 1024) -> Iterator[Cell]:

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}  # large enough for the best rate of a matrix product
 
 
-def seconds(full: float, *, quick: bool, device: str) -> float:
-    """For a cell: as many on a CPU; a GPU does in a few tenths what that does in them."""
+def cell_seconds(full: float, *, quick: bool, device: str) -> float:
+    """How long a cell may take: ``full`` on a CPU; a GPU does as much in a few tenths."""
     return 0.5 if quick else full if device == "cpu" else 0.3
 
 
@@ -48,8 +48,8 @@ def alternate(
 
     What slows the machine for a while then slows all of them; and by an order that changes from
     round to round, none always follows the one that leaves caches and clocks at their worst. The
-    first round does not count where
-    there was time for more than are asked for; of three slow ones the median does without it.
+    first round does not count where there was time for more than are asked for; of three slow ones
+    the median does without it.
 
     Args:
         functions: what to run, by name.
