@@ -4,6 +4,7 @@ import pytest
 
 from dev.configs_page import AUTHORS, PAPER, baseline_of, table_row, write_page
 from nl_detectron import model_zoo
+from tests.docs.pages import cells_of
 from tests.places import ROOT
 
 ROW = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_nl_1x.yaml"
@@ -28,7 +29,7 @@ def written_rows() -> dict[str, list[str]]:
     rows = {}
     for line in (ROOT / "CONFIGS.md").read_text().splitlines():
         if match := re.match(r"\| \[.*\]\(configs/(.*?)\)", line):
-            rows[match[1]] = [cell.strip() for cell in line.strip("|").split("|")]
+            rows[match[1]] = cells_of(line)
     return rows
 
 

@@ -44,6 +44,11 @@ class Block:
         return not self.note.startswith("not run: ")
 
 
+def cells_of(row: str) -> list[str]:
+    """What is in a row of a table."""
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
 def read(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """A table of figures from several pages has what these have."""
 
-from .pages import read
+from .pages import cells_of, read
 
 # In docs/blocks.md, in the results of the tasks, in the benchmark of the family
 BLOCKS = {
@@ -18,10 +18,7 @@ BLOCKS = {
 
 def rows_of(page: str) -> list[list[str]]:
     """The cells of all rows of tables on a page."""
-    lines = read(page).splitlines()
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line[:1]
-    ]
+    return [cells_of(line) for line in read(page).splitlines() if line.startswith("|")]
 
 
 def costs(page: str, name: str) -> tuple[str, str, str, str]:

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from nl_detectron.evaluation import coco, examine, find_errors, log_tables
 from nl_detectron.evaluation.coco import COCOEvaluator, Outcome, evaluate_examined
 from nl_detectron.evaluation.tables import class_table, confusion_table, error_table
+from tests.docs.pages import cells_of
 
 pytestmark = pytest.mark.skipif(
     coco.hotcoco is None, reason="hotcoco is not installed: requirements/base.txt"
@@ -175,7 +176,7 @@ def outcome_of(truth: COCO, results: list[dict], tasks=("bbox", "segm")) -> Outc
 
 def cells(table: str) -> list[list[str]]:
     lines = table.splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:1] + lines[2:]]
+    return [cells_of(line) for line in lines[:1] + lines[2:]]
 
 
 def test_tables():

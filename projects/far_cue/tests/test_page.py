@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from far_cue import TASKS, Run, page, pictures, tables, variants_of, write_page
 from far_cue.variants import STRIPS
 from tests.data.kind_checks import registered_set
+from tests.docs.pages import cells_of
 
 from .results import write_result
 
@@ -20,10 +21,6 @@ def fill(output, variant, seed, accuracy):
     figures = {"target_AP": 30.0 + seed, "key_AP": 80.0, "targets_found": 90.0, "seconds": 60.0}
     work = Run("one_key", variant, seed)
     write_result(work, output, curve=curve, **figures | {"target_accuracy": accuracy})
-
-
-def cells_of(row: str) -> list[str]:
-    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def test_what_is_written_is_what_was_measured(tmp_path, monkeypatch):
